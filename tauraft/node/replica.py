@@ -12,13 +12,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Protocol
 
+from tauraft.command_protocol import AnswerKind as AnswerKind
 from tauraft.fsm import Message, Query
-
-
-class AnswerKind(IntEnum):
-    VALUE = 0
-    ERROR = 1
-    WITHDRAWN = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +28,12 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class SessionEvent:
-    """``opened`` (``nonce`` says whose), ``renewed`` or ``ended`` by an applied entry."""
+    """``opened`` (``nonce`` says whose), ``renewed`` (``serial`` says by which keepalive) or ``ended`` by an applied entry."""
 
     kind: str
     session: int
     nonce: bytes = b""
+    serial: int = 0
 
 
 @dataclass(frozen=True, slots=True)
