@@ -1,0 +1,574 @@
+"""What committed entries mean: the deterministic heart that every replica runs alike.
+
+In:  entries, in order, each exactly once (``apply``); queries between them (``answer``).
+Out: for each entry the outcomes of sessions' commands and what happened to sessions; the changed rows by revision.
+
+Invariants.  Nothing here reads a clock, a file, the network or an unseeded random number: the same entries give the same
+state, byte by byte.  A command runs in a scope of the tables: ``Refused`` and bugs of a plugin undo it on every replica
+alike; what cannot be alike on every replica (memory, stack depth, I/O, interrupts) stops this one (SAFETY 13).
+Exactly once: a command runs only if its session holds no answer and no ticket for its sequence, and the sequence is
+not below the floor; its answer is written after the scope closed (SAFETY 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Literal, TypeVar
+
+import msgpack
+
+from tauraft import errors
+from tauraft.codec import compile_codec
+from tauraft.core.messages import Entry, Membership
+from tauraft.errors import InvalidCommand, PluginMissing, Refused, SessionLost
+from tauraft.fsm import FSM, Command, Message, Query, Ticket
+from tauraft.node.batch import Batch, decode_batch
+from tauraft.node.replica import AnswerKind, Outcome, SessionEvent, StoredState
+from tauraft.plugin_manager import Registry
+from tauraft.system.messages import (
+    MESSAGES,
+    SYSTEM,
+    Activate,
+    Announce,
+    Barrier,
+    Close,
+    ExpireSession,
+    KeepAlive,
+    Open,
+    Tick,
+    Transaction,
+    Withdraw,
+)
+from tauraft.system.sessions import (
+    MAX_OUTSTANDING,
+    OpenTicket,
+    Session,
+    Sessions,
+    StoredAnswer,
+    payload_hash,
+)
+from tauraft.system.tables import ActiveVersion, ReplicaRow, System
+from tauraft.system.timers import MAX_FIRED_PER_ENTRY, Timers
+from tauraft.tables import ABSENT, TableSet
+
+R = TypeVar("R")
+F = TypeVar("F", bound=FSM)
+Change = tuple[str, Any, Any, Any]  # table, key, old or ABSENT, new or ABSENT
+
+# Stop the replica: whether these happen depends on this process alone (SAFETY 13).
+_STOPS = (MemoryError, RecursionError, OSError)
+
+
+@dataclass(frozen=True, slots=True)
+class RevisionChanges:
+    """What one executed command changed; rows of one revision are one frame of events."""
+
+    revision: int
+    now_ns: int
+    wall_ns: int
+    changes: Sequence[Change]
+
+
+class _Context:
+    """The one ``Context`` handlers see; refilled for each command."""
+
+    __slots__ = ("_machine", "_random", "fsm", "index", "message", "now_ns", "proposer", "revision", "sequence",
+                 "session", "wall_ns")  # fmt: skip
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._random: Random | None = None
+        self.revision = self.index = self.now_ns = self.wall_ns = 0
+        self.session: int | None = None
+        self.sequence = 0
+        self.proposer = ""
+        self.fsm = ""
+        self.message: Message[Any] | None = None
+
+    def enter(self, fsm: str, session: int | None, sequence: int, revision: int, message: Message[Any] | None) -> None:
+        self.fsm, self.session, self.sequence, self.revision, self.message = fsm, session, sequence, revision, message
+        self._random = None
+
+    @property
+    def random(self) -> Random:
+        if self._random is None:
+            self._random = Random(self.revision)
+        return self._random
+
+    def wait(self, kind: type[Command[R]]) -> Ticket[R]:
+        if self.message is None or type(self.message) is not kind:
+            raise TypeError(f"context.wait({kind.__name__}) while another command is handled")
+        if self.session is None:
+            raise TypeError("a command run by a timer has no caller that could wait")
+        return Ticket(self.session, self.sequence, self.revision)
+
+    def answer(self, ticket: Ticket[R], value: R) -> None:
+        self._machine._effects.append((ticket, value))
+
+    def schedule(
+        self, key: str, at_ns: int, command: Command[Any], *, clock: Literal["cluster", "wall"] = "cluster"
+    ) -> None:
+        payload = self._machine.registry.encode(command)
+        self._machine.timers.schedule(self.fsm, key, at_ns, payload, clock == "wall")
+
+    def cancel(self, key: str) -> None:
+        self._machine.timers.cancel(self.fsm, key)
+
+    def read(self, fsm: type[F]) -> F:
+        return self._machine.read_for(self.fsm, fsm)
+
+
+class Machine:
+    """The replicated state of one namespace, and how entries change it."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+        self.tables = TableSet()
+        self.sessions = Sessions()
+        self.system = System()
+        self.tables.add(self.system)
+        self.timers = Timers(self.system)
+        self.membership = Membership()
+        self.applied_index = 0
+        self.applied_term = 0
+        self.revision = 0
+        self.now_ns = 0
+        self.wall_ns = 0
+        self.user_commands = 0  # of plugins' commands executed: 0 is "pristine" (SAFETY 9)
+        self._fsms: dict[str, FSM] = {}
+        self._context = _Context(self)
+        self._effects: list[tuple[Ticket[Any], Any]] = []
+        self._outcomes: list[Outcome] = []
+        self._events: list[SessionEvent] = []
+        self._changes: list[RevisionChanges] = []
+        self._handlers: dict[type[Message[Any]], tuple[FSM, Callable[..., Any]]] = {}
+        self._fired = 0
+        self.on_changes: Callable[[Sequence[RevisionChanges]], object] | None = None
+        for message in MESSAGES:
+            registry.add_message(message)
+
+    # What the driver and the replica ask.
+
+    def next_deadline_ns(self) -> int | None:
+        return self.timers.next_deadline_ns()
+
+    def next_wall_deadline_ns(self) -> int | None:
+        return self.timers.next_wall_deadline_ns()
+
+    def has_due(self, now_ns: int, wall_ns: int) -> bool:
+        first, first_wall = self.timers.next_deadline_ns(), self.timers.next_wall_deadline_ns()
+        return (first is not None and first <= now_ns) or (first_wall is not None and first_wall <= wall_ns)
+
+    def has_backlog(self, now_ns: int, wall_ns: int) -> bool:
+        return self.timers.has_backlog(now_ns, wall_ns)
+
+    @property
+    def missing_plugin(self) -> str | None:
+        """The FSM the manifest runs that this process lacks: it persists and votes, but never leads or applies on."""
+        for name, active in self.system.manifest.items():
+            if not self.registry.can_run(name, active.version, active.digest):
+                return f"{name} version {active.version}"
+        return None
+
+    def stored(self, session_id: int, sequence: int) -> Outcome | StoredState:
+        session = self.sessions.get(session_id)
+        if session is None:
+            raise SessionLost(_NO_SESSION)
+        answer = session.answers.get(sequence)
+        if answer is not None:
+            return Outcome(session_id, sequence, answer.kind, answer.data)
+        if sequence in session.tickets:
+            return StoredState.WAITING
+        return StoredState.BELOW_FLOOR if sequence < session.floor else StoredState.UNKNOWN
+
+    def answer(self, query: Query[Any]) -> Any:
+        fsm = self._fsms.get(query.fsm)
+        handler = None if fsm is None else fsm.query_handler(type(query))
+        if fsm is None or handler is None:
+            raise InvalidCommand("invalid-command", f"nobody answers {query.fsm}/{query.tag} on this cluster")
+        return handler(fsm, query)
+
+    def read_for(self, reader: str, fsm: type[F]) -> F:
+        if fsm not in type(self._fsms[reader]).reads:
+            raise TypeError(f"{reader} reads {fsm.__name__} without naming it in reads=")
+        found = self._fsms.get(fsm.fsm_name)
+        if not isinstance(found, fsm):
+            raise Refused("not-active", f"{fsm.fsm_name} is not active on this cluster")
+        return found
+
+    # Entries.
+
+    def skip(self, index: int, term: int) -> None:
+        """A NOOP or CONFIG entry: no revision, but it was applied."""
+        self.applied_index, self.applied_term = index, term
+
+    def apply(
+        self, entry: Entry, decoded: Sequence[Message[Any] | None] | None = None
+    ) -> tuple[Sequence[Outcome], Sequence[SessionEvent]]:
+        """Run one BATCH entry. ``decoded``: its messages, where the leader has them at hand."""
+        batch = decode_batch(entry.data)
+        self.now_ns = max(self.now_ns, batch.now_ns)
+        self.wall_ns = max(self.wall_ns, batch.wall_ns)
+        context = self._context
+        context.index, context.now_ns, context.wall_ns = entry.index, self.now_ns, self.wall_ns
+        context.proposer = batch.proposer
+        self._outcomes, self._events, self._changes = [], [], []
+        self._fire_timers()
+        for place, (session, sequence, acked_below, wait_ns, payload) in enumerate(batch.items):
+            message = decoded[place] if decoded is not None else None
+            if session:
+                self._run_of_session(session, sequence, acked_below, wait_ns, payload, message)
+            else:
+                self._run_of_system(message or self.registry.decode(payload))
+        self.applied_index, self.applied_term = entry.index, entry.term
+        if self.on_changes is not None and self._changes:
+            self.on_changes(self._changes)
+        return self._outcomes, self._events
+
+    def _run_of_session(
+        self, session_id: int, sequence: int, acked_below: int, wait_ns: int, payload: bytes,
+        message: Message[Any] | None,
+    ) -> None:  # fmt: skip
+        session = self.sessions.to_change(session_id)
+        if session is None:
+            lost = errors.encode(SessionLost(_NO_SESSION))
+            self._outcomes.append(Outcome(session_id, sequence, AnswerKind.ERROR, lost))
+            return
+        session.acknowledge(acked_below)
+        if sequence < session.floor:
+            return  # acknowledged or given up: nobody waits, and it must not run (SAFETY 5)
+        hash_ = payload_hash(payload)
+        known = session.answers.get(sequence) or session.tickets.get(sequence)
+        if known is not None:
+            if known.hash != hash_ and known.hash:
+                refused = InvalidCommand("invalid-command", f"sequence {sequence} was used for another command")
+                self._outcomes.append(Outcome(session_id, sequence, AnswerKind.ERROR, errors.encode(refused)))
+            elif isinstance(known, StoredAnswer):
+                self._outcomes.append(Outcome(session_id, sequence, known.kind, known.data))
+            return
+        if len(session.answers) + len(session.tickets) >= MAX_OUTSTANDING:
+            refused = Refused("too-many-outstanding", f"the session has {MAX_OUTSTANDING} unacknowledged commands")
+            self._store(session, sequence, AnswerKind.ERROR, errors.encode(refused), hash_, None)
+            return
+        if message is None:
+            message = self.registry.decode(payload)
+        kind, data, undo = self._execute(message, session_id, sequence, payload)
+        if kind is None:
+            session.tickets[sequence] = OpenTicket(payload, hash_, self.revision)
+            if wait_ns:
+                withdraw = Withdraw(session_id, sequence, 0, True)
+                self._in_own_scope(
+                    lambda: self.timers.schedule(
+                        SYSTEM, _patience_key(session_id, sequence), self.now_ns + wait_ns,
+                        self.registry.encode(withdraw), False,
+                    )
+                )  # fmt: skip
+        else:
+            self._store(session, sequence, kind, data, hash_, payload if undo else None)
+        self._deliver_effects()
+
+    def _execute(
+        self, message: Message[Any], session_id: int | None, sequence: int, payload: bytes
+    ) -> tuple[AnswerKind | None, bytes, bool]:
+        """Run one command of a session in its scope: (None: it waits | kind, encoded answer, may be withdrawn)."""
+        tables = self.tables
+        tables.begin()
+        started_with = len(self._effects)
+        try:
+            if type(message) is Transaction:
+                value: Any = tuple(self._run_part(part, session_id, sequence) for part in message.commands)
+                data, undo = _BYTES_TUPLE.encode(value), False
+            else:
+                value, fsm = self._call(message, session_id, sequence)
+                if isinstance(value, Ticket):
+                    own = self._own_answer(value, session_id, sequence, started_with)
+                    if own is _WAITS:
+                        self._finish_scope()
+                        return None, b"", True
+                    value = own
+                data = self.registry.encode_answer(message, value)
+                undo = fsm is not None and fsm.withdraw_handler(type(message)) is not None
+        except Refused as refused:
+            tables.rollback()
+            del self._effects[started_with:]
+            return AnswerKind.ERROR, errors.encode(refused), False
+        except _STOPS:
+            raise
+        except Exception as bug:  # the plugin's: undone on every replica alike
+            tables.rollback()
+            del self._effects[started_with:]
+            failed = errors.CommandFailed(
+                f"{message.fsm}/{message.tag} failed with {type(bug).__name__}: a bug in the plugin's handler; "
+                "nothing changed"
+            )
+            return AnswerKind.ERROR, errors.encode(failed), False
+        self._finish_scope()
+        return AnswerKind.VALUE, data, undo
+
+    def _own_answer(self, ticket: Ticket[Any], session_id: int | None, sequence: int, started_with: int) -> Any:
+        """A handler may answer the ticket it has just taken: then its command does not wait."""
+        if (ticket.session, ticket.sequence) != (session_id, sequence):
+            raise TypeError("a handler returned another caller's ticket")
+        for place in range(started_with, len(self._effects)):
+            answered, value = self._effects[place]
+            if answered.session == session_id and answered.sequence == sequence:
+                del self._effects[place]
+                return value
+        return _WAITS
+
+    def _run_part(self, payload: bytes, session_id: int | None, sequence: int) -> bytes:
+        message = self.registry.decode(payload)
+        value, _ = self._call(message, session_id, sequence)
+        if isinstance(value, Ticket):
+            raise InvalidCommand("invalid-command", f"{message.tag} would wait: a transaction may not")
+        return self.registry.encode_answer(message, value)
+
+    def _call(self, message: Message[Any], session_id: int | None, sequence: int) -> tuple[Any, FSM | None]:
+        self.revision += 1
+        if type(message) is Barrier:
+            return self.revision, None
+        found = self._handlers.get(type(message))
+        if found is None:
+            fsm = self._fsms.get(message.fsm)
+            handler = None if fsm is None else fsm.command_handler(type(message))
+            if fsm is None or handler is None:
+                raise InvalidCommand(
+                    "invalid-command", f"nobody runs {message.fsm}/{message.tag} on this cluster: is its plugin active?"
+                )
+            found = self._handlers[type(message)] = (fsm, handler)
+        fsm, handler = found
+        self._context.enter(message.fsm, session_id, sequence, self.revision, message)
+        self.user_commands += 1
+        self.tables.writer = message.fsm
+        return handler(fsm, message, self._context), fsm
+
+    def _finish_scope(self) -> None:
+        changes = self.tables.commit()
+        if changes:
+            self._changes.append(RevisionChanges(self.revision, self.now_ns, self.wall_ns, changes))
+
+    def _in_own_scope(self, act: Callable[[], object]) -> None:
+        self.tables.begin()
+        self.tables.writer = SYSTEM
+        act()
+        self._finish_scope()
+
+    def _store(
+        self, session: Session, sequence: int, kind: AnswerKind, data: bytes, hash_: bytes, undo: bytes | None
+    ) -> None:
+        session.answers[sequence] = StoredAnswer(kind, data, hash_, self.revision, undo)
+        self._outcomes.append(Outcome(session.id, sequence, kind, data))
+
+    def _deliver_effects(self) -> None:
+        """Answers that handlers gave to tickets: stored in their sessions, pushed to whoever serves them (SAFETY 3)."""
+        while self._effects:
+            ticket, value = self._effects.pop(0)
+            session = self.sessions.to_change(ticket.session)
+            opened = None if session is None else session.tickets.pop(ticket.sequence, None)
+            if session is None or opened is None:
+                continue  # withdrawn or ended meanwhile: its plugin was told then
+            message = self.registry.decode(opened.payload)
+            if isinstance(value, Refused):
+                kind, data = AnswerKind.ERROR, errors.encode(value)
+            else:
+                kind, data = AnswerKind.VALUE, self.registry.encode_answer(message, value)
+            self._in_own_scope(
+                lambda at=ticket: self.timers.cancel(SYSTEM, _patience_key(at.session, at.sequence))  # type: ignore[misc]
+            )
+            undo = self._withdraw_handler(message) is not None
+            self._store(session, ticket.sequence, kind, data, opened.hash, opened.payload if undo else None)
+
+    def _withdraw_handler(self, message: Message[Any]) -> Callable[..., None] | None:
+        fsm = self._fsms.get(message.fsm)
+        return None if fsm is None else fsm.withdraw_handler(type(message))
+
+    # Timers.
+
+    def _fire_timers(self) -> None:
+        for _ in range(MAX_FIRED_PER_ENTRY):
+            self.tables.begin()
+            self.tables.writer = SYSTEM
+            found = self.timers.take_due(self.now_ns, self.wall_ns)
+            self.tables.commit()
+            if found is None:
+                return
+            message = self.registry.decode(found[1].payload)
+            if message.fsm == SYSTEM:
+                self._run_of_system(message)
+            else:
+                self._execute(message, None, 0, found[1].payload)
+                self._deliver_effects()
+
+    # Commands of the system.
+
+    def _run_of_system(self, message: Message[Any]) -> None:
+        match message:
+            case Open():
+                self._open(message)
+            case KeepAlive():
+                for session_id in message.sessions:
+                    session = self.sessions.to_change(session_id)
+                    if session is not None:
+                        session.expires_ns = self.now_ns + session.ttl_ns
+                        self._events.append(SessionEvent("renewed", session_id))
+                    else:
+                        self._events.append(SessionEvent("ended", session_id))
+            case Close():
+                self._end(message.session)
+            case ExpireSession():
+                session = self.sessions.get(message.session)
+                if session is not None and session.expires_ns <= self.now_ns:
+                    self._end(session.id)
+                elif session is not None:
+                    self._watch_expiry(session)
+            case Withdraw():
+                self._withdraw(message)
+            case Activate():
+                self._activate(message)
+            case Announce():
+                row = ReplicaRow(
+                    message.incarnation, message.addresses, message.host, message.machine_id, message.disk,
+                    message.supported,
+                )  # fmt: skip
+                self.revision += 1
+                self._in_own_scope(lambda: self.system.replicas.__setitem__(message.peer_id, row))
+            case Tick():
+                pass
+            case _:
+                raise InvalidCommand("invalid-command", f"{message.tag} is not a command of the system")
+
+    def _open(self, command: Open) -> None:
+        session = self.sessions.opened_by(command.nonce)
+        if session is None:
+            self.revision += 1
+            session = Session(
+                self.revision, command.nonce, command.secret_hash, command.ttl_ns, self.now_ns + command.ttl_ns,
+                command.peer_id, command.host, command.pid, command.label,
+            )  # fmt: skip
+            self.sessions.add(session)
+            self._watch_expiry(session)
+        self._events.append(SessionEvent("opened", session.id, command.nonce))
+
+    def _watch_expiry(self, session: Session) -> None:
+        payload = self.registry.encode(ExpireSession(session.id))
+        self._in_own_scope(
+            lambda: self.timers.schedule(SYSTEM, f"session/{session.id}", session.expires_ns, payload, False)
+        )
+
+    def _end(self, session_id: int) -> None:
+        """All it waited for is withdrawn, all it held is given back, in one revision."""
+        session = self.sessions.to_change(session_id)
+        if session is None:
+            self._events.append(SessionEvent("ended", session_id))
+            return
+        self.revision += 1
+        pending = sorted(
+            [(s, t.payload, t.revision) for s, t in session.tickets.items()]
+            + [(s, a.undo, a.revision) for s, a in session.answers.items() if a.undo is not None]
+        )
+        patience = [_patience_key(session_id, sequence) for sequence in session.tickets]
+        self.sessions.remove(session_id)
+        self._in_own_scope(lambda: [self.timers.cancel(SYSTEM, key) for key in [f"session/{session_id}", *patience]])
+        for sequence, payload, revision in pending:
+            self._undo_grant(session_id, sequence, payload, revision)
+        for name in list(self.system.manifest):
+            fsm = self._fsms[name]
+            for handler in fsm.session_ended_handlers():
+                self._guarded(name, None, 0, lambda run=handler, on=fsm: run(on, session_id, self._context))  # type: ignore[misc]
+        self._events.append(SessionEvent("ended", session_id))
+
+    def _withdraw(self, command: Withdraw) -> None:
+        session = self.sessions.to_change(command.session)
+        if session is None:
+            lost = errors.encode(SessionLost(_NO_SESSION))
+            self._outcomes.append(Outcome(command.session, command.sequence, AnswerKind.ERROR, lost))
+            return
+        session.acknowledge(command.acked_below)
+        sequence = command.sequence
+        if sequence < session.floor:
+            return
+        ticket = session.tickets.pop(sequence, None)
+        stored = session.answers.get(sequence)
+        if ticket is None and command.only_waiting:
+            return
+        self.revision += 1
+        if ticket is not None:
+            self._in_own_scope(lambda: self.timers.cancel(SYSTEM, _patience_key(session.id, sequence)))
+            self._undo_grant(session.id, sequence, ticket.payload, ticket.revision)
+        elif stored is not None:
+            if stored.undo is None:
+                # Nothing to undo: an error, an answer without a withdrawal, or withdrawn before. It stands.
+                self._outcomes.append(Outcome(session.id, sequence, stored.kind, stored.data))
+                return
+            self._undo_grant(session.id, sequence, stored.undo, stored.revision)
+        hash_ = ticket.hash if ticket is not None else stored.hash if stored is not None else b""
+        self._store(session, sequence, AnswerKind.WITHDRAWN, b"", hash_, None)
+
+    def _undo_grant(self, session_id: int, sequence: int, payload: bytes | None, revision: int) -> None:
+        assert payload is not None
+        message = self.registry.decode(payload)
+        handler = self._withdraw_handler(message)
+        if handler is not None:
+            ticket: Ticket[Any] = Ticket(session_id, sequence, revision)
+            fsm = self._fsms[message.fsm]
+            self._guarded(message.fsm, session_id, sequence, lambda: handler(fsm, message, ticket, self._context))
+
+    def _guarded(self, fsm: str, session: int | None, sequence: int, run: Callable[[], object]) -> None:
+        """A plugin's reaction to what cannot be refused: a bug in it is undone and leaves the cluster going."""
+        self.tables.begin()
+        self.tables.writer = fsm
+        self._context.enter(fsm, session, sequence, self.revision, None)
+        started_with = len(self._effects)
+        try:
+            run()
+        except _STOPS:
+            raise
+        except Exception:
+            self.tables.rollback()
+            del self._effects[started_with:]
+        else:
+            self._finish_scope()
+        self._deliver_effects()
+
+    # The manifest.
+
+    def _activate(self, command: Activate) -> None:
+        active = self.system.manifest.get(command.fsm_name)
+        if active is not None and active.version >= command.version:
+            return
+        if not self.registry.can_run(command.fsm_name, command.version, command.digest):
+            # Before the entry, not in it: nothing of it was applied here (SAFETY 27).
+            raise PluginMissing(
+                f"this cluster runs {command.fsm_name} version {command.version}, which this process lacks; "
+                f"install the package that brings it and start again"
+            )
+        self.revision += 1
+        fresh = self.registry.make(command.fsm_name, command.version)
+        self.tables.begin()
+        self.tables.writer = command.fsm_name
+        self._context.enter(command.fsm_name, None, 0, self.revision, None)
+        old = self._fsms.get(command.fsm_name)
+        if old is not None:
+            self.tables.replace(old, fresh)
+            fresh.upgrade(0 if active is None else active.version, self._context)
+        else:
+            self.tables.add(fresh)
+        self._fsms[command.fsm_name] = fresh
+        self._handlers.clear()
+        self.tables.writer = SYSTEM
+        self.system.manifest[command.fsm_name] = ActiveVersion(command.version, command.digest)
+        self._finish_scope()
+
+
+def _patience_key(session: int, sequence: int) -> str:
+    return f"patience/{session}/{sequence}"
+
+
+_WAITS: Any = object()
+_BYTES_TUPLE = compile_codec(tuple[bytes, ...])
+_NO_SESSION = (
+    "the session is not known to the cluster: it expired or was closed; whether the command took effect is unknown: "
+    "look before doing it again"
+)

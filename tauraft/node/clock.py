@@ -1,0 +1,113 @@
+"""The clocks a node is given, and the two cluster clocks a leader stamps (SAFETY 15 to 20).
+
+``Clock`` is the only way any part of a node learns the time: the real one reads the machine, the
+simulator's reads its world, so a run with one seed is one run.
+
+``ClusterClock`` is pure: it is told when the node leads, what the voters' heartbeat replies say elapsed on their
+clocks, and what stamps were seen; it answers what `now` and `wall` the next entry carries.  Invariants:
+
+- `now` never goes back, and starts at the greatest stamp in the own log or heard on a heartbeat: a leader change
+  never makes a deadline come early, at worst late by the time without a leader.
+- between two rounds that a quorum confirmed, `now` advances by at most one election time-out and at most 1.01 times
+  the voters' median elapsed time: one fast or resumed clock cannot expire the others' holds.
+- `wall` is for cron only: the leader's clock clamped to the voters' median plus or minus a bound.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Protocol
+
+SECOND_NS = 1_000_000_000
+WALL_BOUND_NS = 2 * SECOND_NS
+
+
+class Clock(Protocol):
+    def monotonic_ns(self) -> int: ...
+
+    def boottime_ns(self) -> int:
+        """Counts while the machine is suspended (macOS: what CLOCK_MONOTONIC gives)."""
+
+    def wall_ns(self) -> int: ...
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def monotonic_ns(self) -> int:
+        return time.monotonic_ns()
+
+    def boottime_ns(self) -> int:
+        clock_id = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+        return time.clock_gettime_ns(clock_id)
+
+    def wall_ns(self) -> int:
+        return time.time_ns()
+
+
+def median(values: Iterable[int]) -> int:
+    """The lower median: with an even count, the smaller of the two in the middle (the cautious one)."""
+    ordered = sorted(values)
+    return ordered[(len(ordered) - 1) // 2]
+
+
+class ClusterClock:
+    """What the leader stamps; on followers it only remembers the greatest stamp met."""
+
+    def __init__(self, clock: Clock, election_timeout_ns: int) -> None:
+        self._clock = clock
+        self._election_timeout_ns = election_timeout_ns
+        self._greatest_now = 0
+        self._greatest_wall = 0
+        self._lead_now = self._anchor_now = 0
+        self._lead_monotonic = self._anchor_monotonic = 0
+        self._wall_median: int | None = None
+
+    def saw(self, now_ns: int, wall_ns: int) -> None:
+        """A stamp in the own log, or on a leader's heartbeat."""
+        if now_ns > self._greatest_now:
+            self._greatest_now = now_ns
+        if wall_ns > self._greatest_wall:
+            self._greatest_wall = wall_ns
+
+    def start_leading(self) -> None:
+        self._lead_now = self._anchor_now = self._greatest_now
+        self._lead_monotonic = self._anchor_monotonic = self._clock.monotonic_ns()
+        self._wall_median = None
+
+    def confirmed(self, elapsed_of_other_voters_ns: Iterable[int], walls_of_other_voters_ns: Iterable[int]) -> None:
+        """A quorum answered a round. ``elapsed``: on each voter's own clock, since it first answered this leader.
+
+        Totals, not one round's share: a delayed message then makes one round short, and does not slow the clock for good.
+        """
+        reading = self._clock.monotonic_ns()
+        own_elapsed = reading - self._lead_monotonic
+        allowed = median([own_elapsed, *elapsed_of_other_voters_ns]) * 101 // 100
+        target = self._lead_now + max(0, min(own_elapsed, allowed))
+        excess = target - (self._anchor_now + self._election_timeout_ns)
+        if excess > 0:
+            # The process was stopped, or the quorum away, for longer than `now` may jump: that time is not made up.
+            self._lead_now -= excess
+            target -= excess
+        self._anchor_now = max(self._anchor_now, target)
+        self._anchor_monotonic = reading
+        self._wall_median = median([self._clock.wall_ns(), *walls_of_other_voters_ns])
+
+    def stamp(self) -> tuple[int, int]:
+        """(now_ns, wall_ns) for an entry appended at this moment. Only while leading."""
+        elapsed = min(self._clock.monotonic_ns() - self._anchor_monotonic, self._election_timeout_ns)
+        self._greatest_now = max(self._greatest_now, self._anchor_now + max(0, elapsed))
+        wall = self._clock.wall_ns()
+        if self._wall_median is not None:
+            wall = min(max(wall, self._wall_median - WALL_BOUND_NS), self._wall_median + WALL_BOUND_NS)
+        self._greatest_wall = max(self._greatest_wall, wall)
+        return self._greatest_now, self._greatest_wall
+
+    @property
+    def greatest_now_ns(self) -> int:
+        return self._greatest_now
+
+    @property
+    def greatest_wall_ns(self) -> int:
+        return self._greatest_wall

@@ -1,0 +1,517 @@
+"""Drives one replica: carries out what the core decides, and nothing else touches its Raft.
+
+One task, turning over and over: step what arrived, tick what is due, put what waits into one batch, then take
+each ``Ready`` and do its duties in the order it states.  Between two turns it sleeps until a frame, a proposal or a deadline.
+
+The order that keeps promises 1 and 3 (thesis 10.2.1): messages that may leave at once go to the wire *before*
+the disk is touched, so the followers' disks work while the leader's does; those that state something durable (votes, acks)
+leave only after it; entries are applied only when committed and on this disk (SAFETY 12).
+
+In:  frames from the channel, items from ``propose``, ``read_index``, the clock.
+Out: frames, outcomes to listeners, ``RoleChange`` to those who asked.
+Not here: what entries mean (``apply.py``), who is a member (``formation``, ``upkeep.py``), moving snapshots (``snapshots.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from random import Random
+from typing import Any
+
+import anyio
+
+from tauraft.core.log import Compacted
+from tauraft.core.membership import MembershipChange, decode_change
+from tauraft.core.messages import (
+    Entry,
+    EntryKind,
+    HardState,
+    Heartbeat,
+    HeartbeatReply,
+    InstallSnapshot,
+    Member,
+    Membership,
+    Message,
+    Ready,
+    RoleChange,
+    SnapshotMeta,
+)
+from tauraft.core.raft import ProposalDropped, Raft, RaftConfig
+from tauraft.errors import NoLeader
+from tauraft.fsm import Message as FSMMessage
+from tauraft.node import wire
+from tauraft.node.apply import Machine
+from tauraft.node.batch import BatchError, decode_batch, encode_batch, pack_item, unpack_item
+from tauraft.node.clock import SECOND_NS, Clock, ClusterClock
+from tauraft.node.proposals import ProposalQueue
+from tauraft.node.replica import Item, Outcome, SessionEvent
+from tauraft.node.snapshots import SnapshotMover
+from tauraft.storage.log_store import Compacted as StoreCompacted
+from tauraft.storage.log_store import LogStore
+from tauraft.transport.transport import Channel
+
+HeartbeatRound = tuple[int, int, int, int, int]  # round, now, wall, digest index, low 63 bits of the digest
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Raft's pace. An election time-out is drawn from [election, 2 x election)."""
+
+    heartbeat_s: float = 0.1
+    election_s: float = 1.0
+
+    @property
+    def election_ticks(self) -> int:
+        return max(2, round(self.election_s / self.heartbeat_s))
+
+
+class StoredLog:
+    """The core's view of the log on disk (``core.log.LogView``), with the snapshot that others can be sent."""
+
+    def __init__(self, store: LogStore, snapshot: SnapshotMeta) -> None:
+        self._store = store
+        self.snapshot = snapshot
+
+    def first_index(self) -> int:
+        return self._store.first_index
+
+    def last_index(self) -> int:
+        return self._store.last_index
+
+    def term(self, index: int) -> int:
+        try:
+            return self._store.term(index)
+        except StoreCompacted as gone:
+            raise Compacted(index) from gone
+
+    def entries(self, low: int, high: int, max_bytes: int) -> Sequence[Entry]:
+        try:
+            return self._store.read(low, high, max_bytes)
+        except StoreCompacted as gone:
+            raise Compacted(low) from gone
+
+    def snapshot_meta(self) -> SnapshotMeta:
+        return self.snapshot
+
+
+class Driver:
+    """The turning loop of one replica. Everything but ``run`` is called in the engine's loop and returns at once."""
+
+    def __init__(
+        self,
+        *,
+        me: Member,
+        cluster_id: bytes,
+        raft: Raft,
+        log: StoredLog,
+        store: LogStore,
+        machine: Machine,
+        channel: Channel,
+        clock: Clock,
+        cluster_clock: ClusterClock,
+        timing: Timing,
+        random: Random,
+        snapshots: SnapshotMover,
+    ) -> None:
+        self.me = me
+        self.cluster_id = cluster_id
+        self.raft = raft
+        self.machine = machine
+        self.timing = timing
+        self._log, self._store, self._channel = log, store, channel
+        self._clock, self._cluster_clock = clock, cluster_clock
+        self._snapshots = snapshots
+        self._random = random
+        self._queue = ProposalQueue()
+        self._inbox: list[tuple[str, Sequence[bytes]]] = []
+        self._held: list[Message] = []  # ready to step once their snapshot is here
+        self._wake = anyio.Event()
+        self._next_tick_ns = clock.monotonic_ns()
+        self._decoded: dict[int, tuple[int, list[FSMMessage[Any] | None]]] = {}
+        self._reads_waiting: list[Callable[[int | None], object]] = []
+        self._reads_asked: dict[int, tuple[int, list[Callable[[int | None], object]]]] = {}
+        self._read_context = random.getrandbits(40) << 20
+        self._when_applied: list[tuple[int, int, Callable[[], object]]] = []
+        self._order = 0
+        self._rounds = HeartbeatRounds()
+        self._last_heard_ns = 0
+        self.on_applied: Callable[[int, Sequence[Outcome], Sequence[SessionEvent]], object] = _ignore
+        self.on_role_change: Callable[[RoleChange], object] = _ignore
+        self.on_membership: Callable[[Membership], object] = _ignore
+        self.on_tick: Callable[[], object] = _ignore
+
+    # What others ask of it.
+
+    @property
+    def leader(self) -> Member | None:
+        return self.raft.leader
+
+    @property
+    def is_leader(self) -> bool:
+        return self.raft.is_leader
+
+    def propose(self, items: Sequence[Item]) -> None:
+        """See ``Replica.propose``."""
+        leader = self.raft.leader
+        if leader is None:
+            raise NoLeader(
+                "no leader is known at this moment; nothing was sent: try again, or see `tauraft status` for who is missing"
+            )
+        if leader == self.me:
+            self._queue.add(items)
+            self.wake()
+            return
+        frame = wire.pack(wire.FORWARD, [pack_item(item) for item in items])
+        self._channel.send(leader.peer_id, frame)
+
+    def propose_change(self, change: MembershipChange) -> int:
+        """Leader only; raises what the core refuses. Returns the index of its entry."""
+        index = self.raft.change_membership(change)
+        self.wake()
+        return index
+
+    def read_index(self, done: Callable[[int | None], object]) -> None:
+        if self.raft.leader is None:
+            done(None)
+            return
+        self._reads_waiting.append(done)
+        self.wake()
+
+    def when_applied(self, index: int, done: Callable[[], object]) -> None:
+        if self.machine.applied_index >= index:
+            done()
+            return
+        self._order += 1
+        heappush(self._when_applied, (index, self._order, done))
+
+    def frames_received(self, sender: str, frames: Sequence[bytes]) -> None:
+        self._inbox.append((sender, frames))
+        self.wake()
+
+    def peer_closed(self, peer_id: str) -> None:
+        """Its stream ended. If it led, its process most likely died: ask for votes at once (DESIGN, formation 6)."""
+        leader = self.raft.leader
+        if leader is not None and leader.peer_id == peer_id and leader != self.me:
+            self.raft.leader_connection_lost()
+            self.wake()
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    # The loop.
+
+    async def run(self) -> None:
+        """Until cancelled, or until the disk or a plugin makes it unsafe to go on: that exception comes out."""
+        while True:
+            self.turn()
+            # A turn may have taken long; others on this loop get theirs before the next.
+            await anyio.lowlevel.checkpoint()
+            if self._wake.is_set():
+                self._wake = anyio.Event()
+                continue
+            with anyio.move_on_after(max(0.0, self._seconds_to_next_deadline())):
+                await self._wake.wait()
+            if self._wake.is_set():
+                self._wake = anyio.Event()
+
+    def turn(self) -> None:
+        self._step_inbox()
+        self._tick_when_due()
+        self._propose_batch()
+        self._ask_reads()
+        while self.raft.has_ready():
+            self._perform(self.raft.ready())
+            self._ask_reads()
+            self._propose_batch()
+        self._channel.flush()
+
+    def _step_inbox(self) -> None:
+        while self._inbox or self._held:
+            inbox, self._inbox = self._inbox, []
+            held, self._held = self._held, []
+            for message in held:
+                self.raft.step(message)
+            for sender, frames in inbox:
+                for frame in frames:
+                    self._take_frame(sender, frame)
+
+    def _take_frame(self, sender: str, frame: bytes) -> None:
+        kind = frame[0] if frame else -1
+        try:
+            if kind == wire.RAFT:
+                self._take_message(wire.decode_message(frame, sender, self.me.peer_id))
+            elif kind == wire.FORWARD:
+                self._take_forwarded([unpack_item(item) for item in wire.unpack(frame)])
+            elif kind in (wire.PULL, wire.CHUNK):
+                self._snapshots.take_frame(sender, frame)
+        except (wire.WireError, BatchError) as error:
+            self._snapshots.refused_frame(sender, error)
+
+    def _take_message(self, message: Message) -> None:
+        if message.cluster_id != self.cluster_id or message.to != self.me:
+            return
+        if isinstance(message, Heartbeat):
+            self._hear_heartbeat(message)
+        elif isinstance(message, HeartbeatReply):
+            self._hear_reply(message)
+        elif isinstance(message, InstallSnapshot) and message.meta.index > self.raft.commit:
+            # Its bytes come first, then the core is told.
+            self._snapshots.fetch(message, self._snapshot_arrived)
+            return
+        self.raft.step(message)
+
+    def _snapshot_arrived(self, message: InstallSnapshot) -> None:
+        self._held.append(message)
+        self.wake()
+
+    def _take_forwarded(self, items: list[Item]) -> None:
+        if self.is_leader:
+            # Refused items are dropped: the replica that forwarded them tries again, and answers its client.
+            for item in items:
+                if len(self._queue) < 10_000:
+                    self._queue.add([item])
+
+    def _tick_when_due(self) -> None:
+        now = self._clock.monotonic_ns()
+        period = int(self.timing.heartbeat_s * SECOND_NS)
+        if now < self._next_tick_ns:
+            return
+        # After a stall only one tick is owed: a process that was stopped must first hear, then judge.
+        self._next_tick_ns = max(self._next_tick_ns + period, now + period // 2)
+        if self.is_leader:
+            self.raft.set_heartbeat_payload(self._heartbeat_payload(now))
+        self.raft.tick()
+        self._retry_reads(now)
+        self.on_tick()
+
+    def _seconds_to_next_deadline(self) -> float:
+        now = self._clock.monotonic_ns()
+        deadline = self._next_tick_ns
+        if self.is_leader:
+            timer = self.machine.next_deadline_ns()
+            if timer is not None:
+                cluster_now, _ = self._cluster_clock.stamp()
+                deadline = min(deadline, now + max(0, timer - cluster_now))
+            wall_timer = self.machine.next_wall_deadline_ns()
+            if wall_timer is not None:
+                _, wall = self._cluster_clock.stamp()
+                deadline = min(deadline, now + max(0, wall_timer - wall))
+        # Rounded up to a microsecond: waking a hair early would spin.
+        return math.ceil((deadline - now) / 1_000) / 1e6
+
+    # Proposals.
+
+    def _propose_batch(self) -> None:
+        if not self.is_leader:
+            if len(self._queue):
+                self._forward_leftovers()
+            return
+        if not self.machine.is_ready_to_lead:
+            return
+        while True:
+            now_ns, wall_ns = self._cluster_clock.stamp()
+            must_tick = self.machine.has_due(now_ns, wall_ns)
+            items: list[Item] = []
+            if not self.machine.has_backlog(now_ns, wall_ns):
+                items = self._queue.take()
+            if not items and not (must_tick and self._tick_is_wanted(now_ns)):
+                return
+            data = encode_batch(now_ns, wall_ns, self.me.peer_id, items)
+            try:
+                index, term = self.raft.propose(data)
+            except ProposalDropped:
+                # Transferring, or the log is full of uncommitted bytes: they wait.
+                for item in reversed(items):
+                    self._queue.add_first(item)
+                return
+            self._decoded[index] = (term, [item.message for item in items])
+            if not items:
+                return
+
+    def _tick_is_wanted(self, now_ns: int) -> bool:
+        """One tick under way is enough: the same timers must not be proposed again before it is applied."""
+        if self.raft.commit_pending_index() > self.machine.applied_index:
+            return False
+        return True
+
+    def _forward_leftovers(self) -> None:
+        """Was leader when these were queued."""
+        leader = self.raft.leader
+        waiting = self._queue.clear()
+        if leader is not None and leader != self.me:
+            self._channel.send(leader.peer_id, wire.pack(wire.FORWARD, [pack_item(item) for item in waiting]))
+
+    # Reads.
+
+    def _ask_reads(self) -> None:
+        if self._reads_waiting and self.raft.leader is not None:
+            self._read_context += 1
+            waiting, self._reads_waiting = self._reads_waiting, []
+            self._reads_asked[self._read_context] = (self._clock.monotonic_ns(), waiting)
+            self.raft.read_index(self._read_context)
+
+    def _retry_reads(self, now: int) -> None:
+        """A read whose question was lost is asked again; without a leader it is told so."""
+        patience = int(self.timing.election_s * SECOND_NS)
+        for context, (asked_ns, waiting) in list(self._reads_asked.items()):
+            if now - asked_ns > patience:
+                del self._reads_asked[context]
+                self._reads_waiting.extend(waiting)
+        if self.raft.leader is None and self._reads_waiting:
+            waiting, self._reads_waiting = self._reads_waiting, []
+            for done in waiting:
+                done(None)
+
+    # Duties.
+
+    def _perform(self, ready: Ready) -> None:
+        if ready.role_change is not None:
+            self._change_role(ready.role_change)
+        self._send(ready.messages_now)
+        if ready.messages_now and (ready.entries or ready.hard_state is not None):
+            self._channel.flush()
+        if ready.snapshot is not None:
+            self._install(ready.snapshot, ready.hard_state)
+        if ready.entries:
+            self._store.append(ready.entries, ready.hard_state)
+            self._see_stamp(ready.entries)
+        elif ready.hard_state is not None and ready.snapshot is None:
+            self._store.save_hard_state(ready.hard_state)
+        self._send(ready.messages_after_persist)
+        self.raft.persisted(ready.number)
+        if ready.committed:
+            self._apply(ready.committed)
+        for read in ready.reads:
+            asked = self._reads_asked.pop(read.context, None)
+            if asked is not None:
+                for done in asked[1]:
+                    self.when_applied(read.index, _bind(done, read.index))
+
+    def _send(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            sent = self._channel.send(message.to.peer_id, wire.encode_message(message))
+            if not sent:
+                self.raft.report_unreachable(message.to)
+                if isinstance(message, InstallSnapshot):
+                    self.raft.report_snapshot(message.to, False)
+
+    def _change_role(self, change: RoleChange) -> None:
+        if self.raft.is_leader:
+            self._rounds = HeartbeatRounds()
+            self._cluster_clock.start_leading()
+        self.on_role_change(change)
+
+    def _see_stamp(self, entries: Sequence[Entry]) -> None:
+        """The last stamp in the own log, also of entries not committed yet (SAFETY 15)."""
+        for entry in reversed(entries):
+            if entry.kind is EntryKind.BATCH:
+                if entry.index not in self._decoded:
+                    batch = decode_batch(entry.data)
+                    self._cluster_clock.saw(batch.now_ns, batch.wall_ns)
+                return
+
+    def _apply(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            outcomes: Sequence[Outcome] = ()
+            events: Sequence[SessionEvent] = ()
+            if entry.kind is EntryKind.BATCH:
+                term, decoded = self._decoded.pop(entry.index, (0, None))
+                outcomes, events = self.machine.apply(entry, decoded if term == entry.term else None)
+            elif entry.kind is EntryKind.CONFIG:
+                membership = self.raft.apply_membership(decode_change(entry.data))
+                self.machine.skip(entry.index, entry.term)
+                self.machine.membership = membership
+                self.on_membership(membership)
+            else:
+                self.machine.skip(entry.index, entry.term)
+            self.raft.applied(entry.index)
+            self.on_applied(entry.index, outcomes, events)
+        while self._when_applied and self._when_applied[0][0] <= self.machine.applied_index:
+            heappop(self._when_applied)[2]()
+
+    def _install(self, meta: SnapshotMeta, hard_state: HardState | None) -> None:
+        self._snapshots.restore(meta, self.machine)
+        self._store.reset_at(meta, hard_state)
+        self._log.snapshot = meta
+        self._decoded.clear()
+        self.on_membership(meta.membership)
+        self.on_applied(meta.index, (), ())
+        while self._when_applied and self._when_applied[0][0] <= self.machine.applied_index:
+            heappop(self._when_applied)[2]()
+
+    # Heartbeats carry the clocks (SAFETY 15, 18, 20).
+
+    def _heartbeat_payload(self, now: int) -> bytes:
+        cluster_now, wall = self._cluster_clock.stamp()
+        self._rounds.start(now)
+        if self.raft.membership.voters == {self.me}:
+            self._cluster_clock.confirmed((), ())
+        return wire.pack(wire.RAFT, [self._rounds.number, cluster_now, wall])
+
+    def _hear_heartbeat(self, message: Heartbeat) -> None:
+        if not message.payload:
+            return
+        number, cluster_now, wall = wire.unpack(message.payload)
+        self._cluster_clock.saw(cluster_now, wall)
+        self.raft.set_reply_payload(
+            wire.pack(wire.RAFT, [number, self._clock.monotonic_ns(), self._clock.wall_ns()])
+        )
+
+    def _hear_reply(self, message: HeartbeatReply) -> None:
+        if not message.payload or not self.is_leader or message.term != self.raft.term:
+            return
+        number, monotonic, wall = wire.unpack(message.payload)
+        voters = self.raft.membership.voters
+        if message.sender in voters and self._rounds.answered(number, message.sender, monotonic, wall, len(voters)):
+            self._cluster_clock.confirmed(self._rounds.elapsed(), self._rounds.walls())
+
+
+class HeartbeatRounds:
+    """Which voters answered which heartbeat, and what their clocks said: input of ``ClusterClock.confirmed``."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._first: dict[Member, int] = {}
+        self._latest: dict[Member, int] = {}
+        self._walls: dict[Member, int] = {}
+        self._answered: set[Member] = set()
+        self._confirmed = 0
+        self._began_ns = self._sent_ns = 0
+
+    def start(self, now: int) -> None:
+        if not self.number:
+            self._began_ns = now
+        self._sent_ns = now
+        self.number += 1
+        self._answered = set()
+
+    def answered(self, number: int, voter: Member, monotonic: int, wall: int, voters: int) -> bool:
+        """True when this answer is the one that makes a quorum of the round under way."""
+        # A voter that joined later counts as if it had been there from the start, at the leader's own pace.
+        self._first.setdefault(voter, monotonic - (self._sent_ns - self._began_ns))
+        self._latest[voter] = monotonic
+        self._walls[voter] = wall
+        if number != self.number or self._confirmed == number:
+            return False
+        self._answered.add(voter)
+        if len(self._answered) + 1 > voters // 2:
+            self._confirmed = number
+            return True
+        return False
+
+    def elapsed(self) -> list[int]:
+        return [self._latest[voter] - self._first[voter] for voter in sorted(self._answered)]
+
+    def walls(self) -> list[int]:
+        return [self._walls[voter] for voter in sorted(self._answered)]
+
+
+def _ignore(*_: object) -> None:
+    return None
+
+
+def _bind(done: Callable[[int | None], object], index: int) -> Callable[[], object]:
+    return lambda: done(index)

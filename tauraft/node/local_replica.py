@@ -1,0 +1,327 @@
+"""One replica of one namespace, as the rest of the process knows it (``node.replica.Replica``).
+
+Ties together the driver (what Raft decides), the machine (what entries mean) and the plugins' registry (how
+messages look), and does the upkeep that replicas owe each other: announcing where one is, and activating the plugins that every voter can run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from hmac import compare_digest
+from typing import Any
+
+from tauraft.core.membership import MembershipChange, Step, StepKind
+from tauraft.core.messages import Member, Membership, Role, RoleChange
+from tauraft.errors import InvalidCommand, NotLeader, TauraftError
+from tauraft.fsm import Message, Query
+from tauraft.node.apply import Machine
+from tauraft.node.driver import Driver
+from tauraft.node.replica import Item, LeaderInfo, Outcome, ReplicaListener, SessionEvent, StoredState
+from tauraft.plugin_manager import Registry
+from tauraft.system.messages import SYSTEM, Activate, Announce
+
+RUNG_SIZES = (1, 3, 5)  # voters grow 1 -> 3 -> 5, each in one joint change (FORMATION 6)
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """What this process announces of its replica."""
+
+    addresses: tuple[str, ...]
+    host: str
+    machine_id: str
+    disk: str
+
+
+class LocalReplica:
+    """See ``Replica``. Made by ``node.host``; ``driver.run`` is its only task."""
+
+    def __init__(
+        self,
+        namespace: str,
+        driver: Driver,
+        registry: Registry,
+        whereabouts: Whereabouts,
+        *,
+        max_voters: int = 5,
+    ) -> None:
+        self.namespace = namespace
+        self.driver = driver
+        self.machine: Machine = driver.machine
+        self.registry = registry
+        self.me: Member = driver.me
+        self.peer_id = driver.me.peer_id
+        self.cluster_id = driver.cluster_id
+        self.whereabouts = whereabouts
+        self._max_voters = max_voters
+        self._listeners: list[ReplicaListener] = []
+        self._leader: Member | None = None
+        self._proposed_at: dict[str, int] = {}
+        self._ticks = 0
+        self._calls: dict[str, Callable[[dict[str, Any]], Awaitable[Any]]] = {
+            "status": self._status,
+            "members": self._members,
+            "add_voter": self._add_voter,
+            "add_learner": self._add_learner,
+            "remove_server": self._remove_server,
+            "transfer_leadership": self._transfer_leadership,
+        }
+        driver.on_applied = self._applied
+        driver.on_role_change = self._role_changed
+        driver.on_tick = self._upkeep
+
+    # The face of ``Replica``.
+
+    @property
+    def applied_index(self) -> int:
+        return self.machine.applied_index
+
+    @property
+    def is_leader(self) -> bool:
+        return self.driver.is_leader
+
+    @property
+    def leader(self) -> LeaderInfo | None:
+        leader = self.driver.leader
+        return None if leader is None else LeaderInfo(leader.peer_id, self.addresses_of(leader.peer_id))
+
+    def addresses_of(self, peer_id: str) -> tuple[str, ...]:
+        if peer_id == self.peer_id:
+            return self.whereabouts.addresses
+        row = self.machine.system.replicas.get(peer_id)
+        return () if row is None else row.addresses
+
+    def propose(self, items: Sequence[Item]) -> None:
+        self.driver.propose([item if item.message is not None else self._admitted(item) for item in items])
+
+    def _admitted(self, item: Item) -> Item:
+        return Item(
+            item.session, item.sequence, item.acked_below, item.wait_ns, item.payload, self.decode(item.payload)
+        )
+
+    def propose_system(self, message: Message[Any]) -> None:
+        """For the system's own commands (session 0)."""
+        self.driver.propose([Item(0, 0, 0, 0, self.registry.encode(message), message)])
+
+    def stored(self, session: int, sequence: int) -> Outcome | StoredState:
+        return self.machine.stored(session, sequence)
+
+    def check_secret(self, session: int, secret: bytes) -> bool:
+        found = self.machine.sessions.get(session)
+        return found is not None and compare_digest(found.secret_hash, sha256(secret).digest())
+
+    def read_index(self, done: Callable[[int | None], object]) -> None:
+        self.driver.read_index(done)
+
+    def when_applied(self, index: int, done: Callable[[], object]) -> None:
+        self.driver.when_applied(index, done)
+
+    def answer(self, query: Query[Any]) -> Any:
+        return self.machine.answer(query)
+
+    def decode(self, payload: bytes) -> Message[Any]:
+        return self.registry.decode(payload)
+
+    def encode_answer(self, message: Message[Any], value: Any) -> bytes:
+        return self.registry.encode_answer(message, value)
+
+    def add_listener(self, listener: ReplicaListener) -> None:
+        self._listeners.append(listener)
+
+    def remove_listener(self, listener: ReplicaListener) -> None:
+        self._listeners.remove(listener)
+
+    async def call(self, method: str, arguments: dict[str, Any]) -> Any:
+        found = self._calls.get(method)
+        if found is None:
+            raise InvalidCommand("invalid-command", f"no such request: {method}")
+        return await found(arguments)
+
+    # What the driver reports.
+
+    def _applied(self, index: int, outcomes: Sequence[Outcome], events: Sequence[SessionEvent]) -> None:
+        for listener in list(self._listeners):
+            listener.applied(index, outcomes, events)
+
+    def _role_changed(self, change: RoleChange) -> None:
+        if change.leader != self._leader:
+            self._leader = change.leader
+            leader = self.leader
+            for listener in list(self._listeners):
+                listener.leader_changed(leader)
+
+    # Upkeep, at each tick: idempotent proposals, repeated until the applied state shows them done.
+
+    def _upkeep(self) -> None:
+        self._ticks += 1
+        if self.driver.leader is None:
+            return
+        announced = self._announcement()
+        row = self.machine.system.replicas.get(self.peer_id)
+        if row is None or (
+            (row.incarnation, row.addresses, row.host, row.machine_id, row.disk, row.supported)
+            != (announced.incarnation, announced.addresses, announced.host, announced.machine_id, announced.disk,
+                announced.supported)
+        ):  # fmt: skip
+            self._propose_patiently("announce", announced)
+        if self.is_leader:
+            self._activate_plugins()
+            self._promote_learners()
+
+    def _announcement(self) -> Announce:
+        at = self.whereabouts
+        return Announce(
+            self.peer_id, self.me.incarnation, at.addresses, at.host, at.machine_id, at.disk, self.registry.supported()
+        )
+
+    def _propose_patiently(self, name: str, message: Message[Any]) -> None:
+        """Once in ten ticks at most: it may be under way, or have been lost with a leader."""
+        if self._ticks - self._proposed_at.get(name, -10) >= 10:
+            self._proposed_at[name] = self._ticks
+            try:
+                self.propose_system(message)
+            except TauraftError:
+                del self._proposed_at[name]  # no leader, or no room: at the next tick
+
+    def _activate_plugins(self) -> None:
+        """The newest version of each FSM that *every* voter can run (SAFETY 27)."""
+        membership = self.driver.raft.membership
+        rows = [self.machine.system.replicas.get(m.peer_id) for m in membership.voters | membership.outgoing]
+        offers = [frozenset(row.supported) for row in rows if row is not None]
+        if len(offers) < len(rows) or not offers:
+            return
+        newest: dict[str, tuple[int, bytes]] = {}
+        for name, version, digest in frozenset.intersection(*offers):
+            if name != SYSTEM and version > newest.get(name, (0, b""))[0]:
+                newest[name] = (version, digest)
+        for name, (version, digest) in sorted(newest.items()):
+            active = self.machine.system.manifest.get(name)
+            if active is None or active.version < version:
+                self._propose_patiently(f"activate/{name}", Activate(name, version, digest))
+
+    def _promote_learners(self) -> None:
+        """A learner that has caught up votes, as soon as that makes the next odd number (FORMATION 6)."""
+        raft = self.driver.raft
+        membership: Membership = raft.membership
+        if membership.is_joint or raft.status().has_pending_change:
+            return
+        voters = len(membership.voters)
+        caught_up = [m for m in sorted(membership.learners) if self._has_caught_up(m)]
+        for size in RUNG_SIZES:
+            if voters < size <= self._max_voters and voters + len(caught_up) >= size:
+                steps = tuple(Step(StepKind.ADD_VOTER, m) for m in caught_up[: size - voters])
+                self.driver.propose_change(MembershipChange(steps))
+                return
+
+    def _has_caught_up(self, member: Member) -> bool:
+        status = self.driver.raft.status()
+        progress = status.progress.get(member)
+        row = self.machine.system.replicas.get(member.peer_id)
+        runs_all = row is not None and all(
+            (name, active.version, active.digest) in row.supported
+            for name, active in self.machine.system.manifest.items()
+        )
+        return progress is not None and progress.match + 1_000 >= status.commit and progress.is_active and runs_all
+
+    # Administration.
+
+    def _leading(self) -> None:
+        if not self.is_leader:
+            leader = self.leader
+            error = NotLeader(
+                "this replica does not lead; nothing was done: send it to "
+                + ("the leader, once there is one" if leader is None else leader.peer_id)
+            )
+            error.leader = leader  # type: ignore[assignment]
+            raise error
+
+    async def _status(self, arguments: dict[str, Any]) -> Any:
+        raft = self.driver.raft
+        status = raft.status()
+        rows = self.machine.system.replicas
+        voters = [rows.get(m.peer_id) for m in sorted(status.membership.voters)]
+        return {
+            "namespace": self.namespace,
+            "cluster_id": self.cluster_id.hex(),
+            "peer_id": self.peer_id,
+            "state": "learner" if self.me in status.membership.learners else Role(raft.role).name.lower(),
+            "term": raft.term,
+            "leader": None if raft.leader is None else raft.leader.peer_id,
+            "members": await self._members({}),
+            "commit_index": raft.commit,
+            "applied_index": self.machine.applied_index,
+            "revision": self.machine.revision,
+            "hosts": len({row.machine_id for row in voters if row is not None}),
+            "disks": len({(row.machine_id, row.disk) for row in voters if row is not None}),
+        }
+
+    async def _members(self, arguments: dict[str, Any]) -> Any:
+        membership = self.driver.raft.membership
+        leader = self.driver.leader
+        found = []
+        for member in sorted(membership.all_members()):
+            row = self.machine.system.replicas.get(member.peer_id)
+            found.append(
+                {
+                    "peer_id": member.peer_id,
+                    "incarnation": member.incarnation,
+                    "addresses": list(self.addresses_of(member.peer_id)),
+                    "role": "voter" if member in membership.voters | membership.outgoing else "learner",
+                    "host": "" if row is None else row.host,
+                    "is_leader": member == leader,
+                }
+            )
+        return found
+
+    def _member_named(self, peer_id: str) -> Member | None:
+        for member in sorted(self.driver.raft.membership.all_members()):
+            if member.peer_id == peer_id:
+                return member
+        return None
+
+    async def _add_learner(self, arguments: dict[str, Any]) -> Any:
+        return await self._add(arguments, StepKind.ADD_LEARNER)
+
+    async def _add_voter(self, arguments: dict[str, Any]) -> Any:
+        return await self._add(arguments, StepKind.ADD_VOTER)
+
+    async def _add(self, arguments: dict[str, Any], kind: StepKind) -> Any:
+        """``peer_id``, ``incarnation``. An older incarnation of the peer is replaced in the same change (SAFETY 14)."""
+        self._leading()
+        member = Member(arguments["peer_id"], arguments["incarnation"])
+        known = self._member_named(member.peer_id)
+        if known == member and (kind is StepKind.ADD_LEARNER or member in self.driver.raft.membership.voters):
+            return None
+        steps = [Step(kind, member)]
+        if known is not None and known != member:
+            steps.insert(0, Step(StepKind.REMOVE, known))
+        self.driver.propose_change(MembershipChange(tuple(steps)))
+        return None
+
+    async def _remove_server(self, arguments: dict[str, Any]) -> Any:
+        self._leading()
+        member = self._member_named(arguments["peer_id"])
+        if member is not None:
+            self.driver.propose_change(MembershipChange((Step(StepKind.REMOVE, member),)))
+        return None
+
+    async def _transfer_leadership(self, arguments: dict[str, Any]) -> Any:
+        self._leading()
+        raft = self.driver.raft
+        wanted = arguments.get("to")
+        if wanted is not None:
+            target = self._member_named(wanted)
+        else:
+            progress = raft.status().progress
+            others = [m for m in sorted(raft.membership.voters) if m != self.me and m in progress]
+            target = max(others, key=lambda m: progress[m].match, default=None)
+        if target is None or target not in raft.membership.voters:
+            raise InvalidCommand("no-target", "there is no other voter that leadership could be given to; nothing changed")
+        raft.transfer(target)
+        self.driver.wake()
+        return None
+
+
+__all__ = ["LocalReplica", "StoredState", "Whereabouts"]

@@ -1,0 +1,107 @@
+"""The clock a leader stamps. Covers: SAFETY 15, SAFETY 18, SAFETY 20."""
+
+from __future__ import annotations
+
+from tauraft.node.clock import SECOND_NS, WALL_BOUND_NS, ClusterClock, median
+
+ELECTION_NS = SECOND_NS
+
+
+class HandClock:
+    """Moves when told."""
+
+    def __init__(self) -> None:
+        self.monotonic = 1_000 * SECOND_NS
+        self.wall = 1_700_000_000 * SECOND_NS
+
+    def monotonic_ns(self) -> int:
+        return self.monotonic
+
+    def boottime_ns(self) -> int:
+        return self.monotonic
+
+    def wall_ns(self) -> int:
+        return self.wall
+
+    def advance(self, seconds: float) -> None:
+        self.monotonic += int(seconds * SECOND_NS)
+        self.wall += int(seconds * SECOND_NS)
+
+
+def leading(clock: HandClock) -> ClusterClock:
+    cluster_clock = ClusterClock(clock, ELECTION_NS)
+    cluster_clock.start_leading()
+    return cluster_clock
+
+
+def test_a_new_leader_goes_on_from_the_greatest_stamp_it_knows() -> None:
+    clock = HandClock()
+    cluster_clock = ClusterClock(clock, ELECTION_NS)
+    cluster_clock.saw(50 * SECOND_NS, 0)
+    cluster_clock.saw(40 * SECOND_NS, 0)
+    cluster_clock.start_leading()
+    assert cluster_clock.stamp()[0] == 50 * SECOND_NS
+    clock.advance(0.3)
+    assert cluster_clock.stamp()[0] == int(50.3 * SECOND_NS)
+
+
+def test_without_a_confirmed_round_now_advances_one_election_timeout_at_most() -> None:
+    clock = HandClock()
+    cluster_clock = leading(clock)
+    clock.advance(3_600)
+    assert cluster_clock.stamp()[0] == ELECTION_NS
+
+
+def test_time_in_which_the_process_was_stopped_is_not_made_up_in_one_leap() -> None:
+    clock = HandClock()
+    cluster_clock = leading(clock)
+    clock.advance(3_600)
+    cluster_clock.confirmed([3_600 * SECOND_NS, 3_600 * SECOND_NS], [clock.wall] * 2)
+    assert cluster_clock.stamp()[0] == ELECTION_NS
+    clock.advance(0.1)
+    cluster_clock.confirmed([int(3_600.1 * SECOND_NS)] * 2, [clock.wall] * 2)
+    assert cluster_clock.stamp()[0] == ELECTION_NS + SECOND_NS // 10
+
+
+def test_a_leader_whose_clock_runs_fast_is_held_to_the_voters_median() -> None:
+    clock = HandClock()
+    cluster_clock = leading(clock)
+    for round_number in range(1, 101):
+        clock.advance(0.2)  # twice as fast as the others
+        cluster_clock.confirmed([round_number * SECOND_NS // 10] * 2, [clock.wall] * 2)
+    assert cluster_clock.stamp()[0] <= 10 * SECOND_NS * 101 // 100 + ELECTION_NS
+
+
+def test_a_delayed_answer_does_not_slow_the_clock_for_good() -> None:
+    clock = HandClock()
+    cluster_clock = leading(clock)
+    for round_number in range(1, 51):
+        clock.advance(0.1)
+        late_ns = 20_000_000 if round_number % 2 else 0
+        cluster_clock.confirmed([round_number * SECOND_NS // 10 - late_ns] * 2, [clock.wall] * 2)
+    assert cluster_clock.stamp()[0] == 5 * SECOND_NS
+
+
+def test_now_and_wall_never_go_back() -> None:
+    clock = HandClock()
+    cluster_clock = leading(clock)
+    clock.advance(0.5)
+    before = cluster_clock.stamp()
+    clock.wall -= 3_600 * SECOND_NS
+    cluster_clock.confirmed([0, 0], [clock.wall, clock.wall])
+    after = cluster_clock.stamp()
+    assert after[0] >= before[0]
+    assert after[1] >= before[1]
+
+
+def test_wall_is_clamped_to_the_voters_median() -> None:
+    clock = HandClock()
+    honest = clock.wall
+    cluster_clock = leading(clock)
+    clock.wall += 10 * 365 * 24 * 3_600 * SECOND_NS
+    cluster_clock.confirmed([0, 0], [honest, honest])
+    assert cluster_clock.stamp()[1] == honest + WALL_BOUND_NS
+
+
+def test_the_median_of_an_even_number_is_the_cautious_one() -> None:
+    assert median([4, 1, 3, 2]) == 2
