@@ -406,9 +406,10 @@ class SegmentLog:
             )
             self._write_and_sync(segment, start, frame)
         else:
-            following = self._take_next(FRAME_OVERHEAD + length)
+            payload = self._first_payload(segment)
+            following = self._take_next(2 * FRAME_OVERHEAD + len(payload) + length)
             synced_up_to = position(segment.number, segment.end)
-            head = self._first_frame(following.number, segment, synced_up_to)
+            head = _first_frame(payload, following.number, synced_up_to)
             start = len(head)
             frame = encode_frame(kind, pieces, length, following.number, start, crc32c(head), synced_up_to)
             frame = head + frame
@@ -426,18 +427,20 @@ class SegmentLog:
         segment.entry_count += entry_count
         return position(segment.number, start)
 
-    def _first_frame(self, number: int, previous: _Segment | None, synced_up_to: int) -> bytes:
+    def _first_payload(self, previous: _Segment | None) -> bytes:
         state = replace(self._state, last_index=self._index.last)
         before = [0, 0, 0] if previous is None else [previous.number, previous.end, previous.chain]
-        payload = pack([FORMAT, *before, log_state_to_plain(state)])
-        return encode_frame(FrameKind.SEGMENT, [payload], len(payload), number, 0, 0, synced_up_to)
+        return pack([FORMAT, *before, log_state_to_plain(state)])
 
     def _write_and_sync(self, segment: _Segment, start: int, frame: bytes) -> None:
         end = start + len(frame)
         data = frame + bytes(segment.dirty_to - end) if segment.dirty_to > end else frame
-        segment.dirty_to = max(segment.dirty_to, end)
-        with self._final_unless_full():
-            segment.file.write(start, data)
+        try:
+            with self._final_unless_full():
+                segment.file.write(start, data)
+        except StorageFull:
+            segment.dirty_to = max(segment.dirty_to, min(end, segment.file.size()))
+            raise
         with self._final():
             segment.file.sync_data()
         segment.dirty_to = 0
@@ -477,7 +480,7 @@ class SegmentLog:
 
     def _start_new_log(self) -> None:
         segment = self._create_segment(self._size_of(self._number + 1))
-        frame = self._first_frame(segment.number, None, 0)
+        frame = _first_frame(self._first_payload(None), segment.number, 0)
         self._write_and_sync(segment, 0, frame)
         segment.end, segment.chain = len(frame), crc32c(frame)
         self._current, self._next = segment, None
@@ -535,9 +538,8 @@ class SegmentLog:
             # The append itself took effect. The one that needs the segment tries again and reports it.
             self._may_prepare = False
 
-    def _take_next(self, room: int) -> _Segment:
-        """The segment to go on with, with space for ``room`` bytes beside its first frame."""
-        needed = room + FRAME_OVERHEAD + 4096 + len(pack(log_state_to_plain(self._state)))
+    def _take_next(self, needed: int) -> _Segment:
+        """The segment to go on with, of at least ``needed`` bytes."""
         segment = self._next
         if segment is not None and segment.size < needed:
             self._abandon_next()
@@ -624,6 +626,10 @@ class SegmentLog:
         if self._reader is not None:
             self._reader[1].close()
             self._reader = None
+
+
+def _first_frame(payload: bytes, number: int, synced_up_to: int) -> bytes:
+    return encode_frame(FrameKind.SEGMENT, [payload], len(payload), number, 0, 0, synced_up_to)
 
 
 def _index_bytes(entry_count: int) -> int:
