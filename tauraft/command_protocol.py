@@ -35,11 +35,15 @@ _INT64: Final = 1 << 63
 
 
 class AnswerKind(IntEnum):
-    """How a command of a session ended: its value, an encoded error, or a confirmed withdrawal."""
+    """How a command of a session ended: its value, an encoded error, or a confirmed withdrawal.
+
+    STANDS answers a withdrawal only: it came after a command that knows none, whose value stands.
+    """
 
     VALUE = 0
     ERROR = 1
     WITHDRAWN = 2
+    STANDS = 3
 
 
 class MalformedFrame(ValueError):
@@ -66,7 +70,6 @@ class Open:
     nonce: bytes
     secret_hash: bytes
     ttl_ns: int
-    owner: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,7 +345,7 @@ _PAYLOAD = _bounded_bytes(MAX_PAYLOAD_BYTES)
 # tag -> the class and a check for each field, in the order of the fields. Tags are never used again.
 _TO_REPLICA: Final[dict[int, tuple[type[Any], tuple[_Check, ...]]]] = {
     1: (Hello, (_unsigned, _text, _text, _unsigned)),
-    2: (Open, (_NONCE, _NONCE, _unsigned, _text)),
+    2: (Open, (_NONCE, _NONCE, _unsigned)),
     3: (Attach, (_unsigned, _NONCE, _unsigned)),
     4: (Submit, (_unsigned, _unsigned, _unsigned, _unsigned, _PAYLOAD)),
     5: (Withdraw, (_unsigned, _unsigned, _unsigned)),

@@ -1,0 +1,247 @@
+"""The engine: one thread in the process, in which trio runs every replica, link and session of it.
+
+Started by the first facade that starts, stopped when the last one has closed.  Callers reach it by ``post`` (any
+thread, never waits) and hear from it by ``Completions``; nothing else crosses.  Work that arrives in one
+turn is done in one turn, and those who were completed in it are woken together at its end.
+
+A C call that holds the GIL stops this thread too.  So it measures how late it runs (``lag_s``): a leader
+that lags hands over, status says so.  While an engine runs, the interpreter's switch interval is at most
+``SWITCH_INTERVAL_S``: with the default 5 ms a busy caller delays every heartbeat by as much (FACTS.md).
+
+fork: the child has no engine thread.  Its inherited engine is poisoned (``post`` raises ``ForkedProcess``), what was
+registered with ``close_in_child`` is closed there, and a new facade starts a new engine.
+
+A daemon thread, so that a forgotten ``close`` does not hang the interpreter; ``atexit`` closes what is open.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+from weakref import WeakSet
+
+import trio
+
+from tauraft import errors
+from tauraft.bridge import Call, Completions
+
+logger = logging.getLogger("tauraft.engine")
+
+SWITCH_INTERVAL_S: Final = 0.0005
+MAX_WAITING_POSTS: Final = 200_000
+LAG_PROBE_S: Final = 0.1
+STOP_TIMEOUT_S: Final = 5.0
+
+
+def boottime_ns() -> int:
+    """CLOCK_BOOTTIME counts while the machine is suspended; macOS's monotonic clock is the nearest there."""
+    return time.clock_gettime_ns(_CLOCK)
+
+
+_CLOCK: Final[int] = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+class Engine:
+    """See the module's theory. Made by ``acquire``; tests make their own."""
+
+    def __init__(self) -> None:
+        self.completions = Completions(self._request_flush)
+        self.lag_s = 0.0
+        self.nursery: trio.Nursery
+        self.is_poisoned = False
+        self._inbox: deque[tuple[Call, Any]] = deque()
+        self._is_woken = False
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._flush = trio.Event()
+        self._stop = trio.Event()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="tauraft-engine", daemon=True)
+        self._close_in_child: list[Callable[[], object]] = []
+        self._failure: BaseException | None = None
+
+    # ---- any thread ----
+
+    def start(self) -> None:
+        self._thread.start()
+        self._ready.wait()
+
+    def post(self, call: Call, argument: Any, /) -> None:
+        """Run ``call(argument)`` in the engine's loop, after what was posted before. It must not raise."""
+        self._inbox.append((call, argument))
+        if not self._is_woken:
+            self._is_woken = True
+            self._wake()
+
+    def post_lazily(self, call: Call, argument: Any, /) -> None:
+        """The same, at the next occasion: wakes nobody."""
+        self._inbox.append((call, argument))
+
+    def post_from_loop(self, call: Call, argument: Any, soon: Callable[[Callable[[], object]], object], /) -> None:
+        """The same, from a loop's callback: wakes the engine when that loop's turn is over (``soon``)."""
+        self._inbox.append((call, argument))
+        if not self._is_woken:
+            self._is_woken = True
+            soon(self._wake)
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._inbox) >= MAX_WAITING_POSTS
+
+    def must_be_usable(self) -> None:
+        if self.is_poisoned:
+            raise errors.ForkedProcess("this object was started before a fork; make a new one in the child")
+        if self._failure is not None:
+            raise errors.Shutdown(f"the engine stopped: {self._failure!r}")
+
+    def close_in_child(self, close: Callable[[], object]) -> None:
+        """``close`` runs in every child made by fork: sockets and locks are this process's alone."""
+        self._close_in_child.append(close)
+
+    def stop(self, timeout: float = STOP_TIMEOUT_S) -> None:
+        """End the loop and what still runs in it. Not from the engine's thread."""
+        self.post(lambda _: self._stop.set(), None)
+        self._thread.join(timeout)
+
+    @property
+    def is_engine_thread(self) -> bool:
+        return threading.current_thread() is self._thread
+
+    def poison(self) -> None:
+        self.is_poisoned = True
+        for close in self._close_in_child:
+            close()
+
+    def _wake(self) -> None:
+        if self.is_poisoned:
+            raise errors.ForkedProcess("this object was started before a fork; make a new one in the child")
+        assert self._token is not None
+        try:
+            self._token.run_sync_soon(self._drain)
+        except trio.RunFinishedError:
+            self._inbox.clear()
+
+    # ---- the engine's thread ----
+
+    def spawn(self, task: Callable[[], Awaitable[Any]], done: Callable[[Any, BaseException | None], object]) -> None:
+        """Run a task of its own; ``done(result, error)`` when it ends. An edge that owns a task."""
+        self.nursery.start_soon(self._owned, task, done)
+
+    async def _owned(
+        self, task: Callable[[], Awaitable[Any]], done: Callable[[Any, BaseException | None], object]
+    ) -> None:
+        try:
+            result = await task()
+        except trio.Cancelled:
+            done(None, errors.Shutdown("the engine is stopping"))
+            raise
+        except Exception as error:
+            done(None, error)
+        else:
+            done(result, None)
+
+    def _drain(self) -> None:
+        # Cleared first: whoever posts from here on wakes us again.
+        self._is_woken = False
+        inbox = self._inbox
+        for _ in range(len(inbox)):
+            call, argument = inbox.popleft()
+            call(argument)
+
+    def _request_flush(self) -> None:
+        self._flush.set()
+
+    def _main(self) -> None:
+        before = sys.getswitchinterval()
+        if before > SWITCH_INTERVAL_S:
+            sys.setswitchinterval(SWITCH_INTERVAL_S)
+        try:
+            trio.run(self._run)
+        except BaseException as error:
+            self._failure = error
+            logger.exception("the engine stopped")
+        finally:
+            self._ready.set()
+            sys.setswitchinterval(before)
+
+    async def _run(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        async with trio.open_nursery() as nursery:
+            self.nursery = nursery
+            nursery.start_soon(self._wake_callers)
+            nursery.start_soon(self._measure_lag)
+            self._ready.set()
+            await self._stop.wait()
+            nursery.cancel_scope.cancel()
+        self.completions.flush()
+
+    async def _wake_callers(self) -> None:
+        while True:
+            await self._flush.wait()
+            self._flush = trio.Event()
+            self.completions.flush()
+
+    async def _measure_lag(self) -> None:
+        while True:
+            expected = trio.current_time() + LAG_PROBE_S
+            await trio.sleep_until(expected)
+            late = trio.current_time() - expected
+            # Remembers a stall for some seconds, so that one who asks now and then sees it.
+            self.lag_s = late if late > self.lag_s else self.lag_s * 0.97
+
+
+_guard = threading.Lock()
+_engine: Engine | None = None
+_users = 0
+_open: WeakSet[Any] = WeakSet()
+
+
+def acquire(user: Any) -> Engine:
+    """The process's engine, started if need be. ``user.close_at_exit()`` is called at interpreter exit unless released."""
+    global _engine, _users
+    with _guard:
+        if _engine is None:
+            engine = Engine()
+            engine.start()
+            _engine = engine
+        _users += 1
+        _open.add(user)
+        return _engine
+
+
+def release(user: Any, engine: Engine) -> None:
+    """The last user's release stops the engine."""
+    global _engine, _users
+    with _guard:
+        _open.discard(user)
+        if engine is not _engine:
+            return  # of a process we were forked from
+        _users -= 1
+        if _users:
+            return
+        _engine = None
+    if not engine.is_engine_thread:
+        engine.stop()
+
+
+def _at_exit() -> None:
+    for user in list(_open):
+        user.close_at_exit()
+
+
+def _after_fork_in_child() -> None:
+    global _guard, _engine, _users
+    inherited, _engine, _users, _guard = _engine, None, 0, threading.Lock()
+    _open.clear()
+    if inherited is not None:
+        inherited.poison()
+
+
+atexit.register(_at_exit)
+os.register_at_fork(after_in_child=_after_fork_in_child)
