@@ -14,7 +14,9 @@ is cut off in silence, one that may be a flipped bit makes the tail *suspect*; a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,6 +46,27 @@ class StorageFull(StorageError):
 
 class StorageFailed(StorageError):
     """A sync or write failed, so that what is on disk is unknown. Final: each later call raises it too; stop the node."""
+
+
+@contextmanager
+def final_failures(path: str) -> Iterator[None]:
+    """Around writes: no space is ``StorageFull``, any other failure ``StorageFailed``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull(
+                f"{path}: no space left. Nothing of this took effect; it works again when there is space."
+            ) from error
+        raise StorageFailed(failure_of(path, error)) from error
+
+
+def failure_of(path: str, error: OSError) -> str:
+    """The text of ``StorageFailed``."""
+    return (
+        f"{path}: writing failed ({error}). What is on disk is unknown, so this node must stop; "
+        "restart it once the disk is sound: it goes on with what can be verified."
+    )
 
 
 class Compacted(StorageError):

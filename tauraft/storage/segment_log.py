@@ -18,7 +18,6 @@ Not here: what a suspect tail means for votes (the driver), and who calls from w
 
 from __future__ import annotations
 
-import errno
 import posixpath
 import sys
 from array import array
@@ -26,7 +25,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
 from crc32c import crc32c
 
@@ -40,6 +39,8 @@ from tauraft.storage.log_store import (
     StorageFull,
     check_consecutive,
     check_range,
+    failure_of,
+    final_failures,
 )
 from tauraft.storage.memory_log import limit_bytes
 from tauraft.storage.segment_format import (
@@ -73,7 +74,6 @@ _SUFFIX = ".segment"
 _PREPARE_STEP_BYTES = 256 * 1024
 _READ_BYTES = 256 * 1024
 _KINDS = tuple(EntryKind)
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _EntryIndex:
@@ -447,28 +447,21 @@ class SegmentLog:
 
     @contextmanager
     def _final(self) -> Iterator[None]:
+        """Around syncs and reads: whatever fails is final, a full disk too (the log could no longer say what it holds)."""
         try:
             yield
         except OSError as error:
-            self._fail(error)
+            self._failure = failure_of(self._directory, error)
+            raise StorageFailed(self._failure) from error
 
     @contextmanager
     def _final_unless_full(self) -> Iterator[None]:
         try:
-            yield
-        except OSError as error:
-            if error.errno in _FULL:
-                raise StorageFull(
-                    f"{self._directory}: no space left. Nothing of this write took effect; it works again when there is space."
-                ) from error
-            self._fail(error)
-
-    def _fail(self, error: OSError) -> NoReturn:
-        self._failure = (
-            f"{self._directory}: writing the log failed ({error}). What is on disk is unknown, so this node must stop; "
-            "restart it once the disk is sound: it goes on with what can be verified."
-        )
-        raise StorageFailed(self._failure) from error
+            with final_failures(self._directory):
+                yield
+        except StorageFailed as error:
+            self._failure = str(error)
+            raise
 
     # -- segments
 
