@@ -21,13 +21,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tauraft.core.messages import Entry, HardState, Index, SnapshotMeta, Term
+from tauraft.errors import DataDirectoryError
 
 
 class StorageError(Exception):
     """Base of what a log store raises besides ``ValueError`` for a caller's mistake."""
 
 
-class LogCorrupt(StorageError):
+class LogCorrupt(StorageError, DataDirectoryError):
     """What is on disk is not what was written. Raised by ``open``, or by a ``read`` that meets it; nothing was changed."""
 
     def __init__(self, path: str, offset: int, what: str) -> None:
