@@ -107,6 +107,18 @@ class AsyncioMailbox:
     def soon(self, call: Callable[[], object]) -> None:
         self.loop.call_soon(call)
 
+    def caller_of(self, call: Callable[[], object]) -> Callable[[], object]:
+        """What any thread may run to have ``call`` run in this loop; nothing happens when the loop is gone."""
+        loop = self.loop
+
+        def post() -> None:
+            try:
+                loop.call_soon_threadsafe(call)
+            except RuntimeError:
+                pass
+
+        return post
+
 
 class TrioMailbox:
     __slots__ = ("_is_called", "is_dirty", "token", "waiters")
@@ -165,6 +177,19 @@ class TrioMailbox:
 
     def soon(self, call: Callable[[], object]) -> None:
         call()
+
+    def caller_of(self, call: Callable[[], object]) -> Callable[[], object]:
+        import trio
+
+        token = self.token
+
+        def post() -> None:
+            try:
+                token.run_sync_soon(call)
+            except trio.RunFinishedError:
+                pass
+
+        return post
 
 
 def _drop_all(waiters: deque[Waiter]) -> None:
@@ -289,7 +314,7 @@ class Reply(Waiter):
 class SignalState:
     """Off, then on for good. ``set`` is called in the engine's thread; everything else anywhere."""
 
-    __slots__ = ("_callbacks", "_completions", "_lock", "_waiters", "is_set")
+    __slots__ = ("_callbacks", "_completions", "_hooks", "_lock", "_waiters", "is_set")
 
     def __init__(self, completions: Completions | None) -> None:
         self.is_set = False
@@ -297,6 +322,7 @@ class SignalState:
         self._lock = allocate_lock()
         self._waiters: list[Waiter] = []
         self._callbacks: list[Callable[[], object]] = []
+        self._hooks: list[Callable[[], object]] = []
 
     def set(self) -> None:
         with self._lock:
@@ -305,11 +331,27 @@ class SignalState:
             self.is_set = True
             waiters, self._waiters = self._waiters, []
             callbacks, self._callbacks = self._callbacks, []
+            hooks, self._hooks = self._hooks, []
+        for hook in hooks:
+            hook()
         for waiter in waiters:
             assert self._completions is not None
             self._completions.complete(waiter)
         if callbacks:
             _run_apart(callbacks)
+
+    def add_hook(self, hook: Callable[[], object]) -> None:
+        """Ours, not a user's: runs where ``set`` is called, at once when it was; must neither block nor raise."""
+        with self._lock:
+            if not self.is_set:
+                self._hooks.append(hook)
+                return
+        hook()
+
+    def remove_hook(self, hook: Callable[[], object]) -> None:
+        with self._lock:
+            if hook in self._hooks:
+                self._hooks.remove(hook)
 
     def add_callback(self, call: Callable[[], object]) -> None:
         with self._lock:

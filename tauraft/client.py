@@ -18,7 +18,6 @@ from typing import Final, Protocol
 import trio
 
 from tauraft.command_protocol import (
-    PROTOCOL_VERSION,
     Hello,
     LeaderIs,
     Link,
@@ -144,9 +143,7 @@ class _Attempt:
             self.welcomed.set()
         elif isinstance(message, LeaderIs):
             self._leader_is(message)
-        if self.is_current:
-            self._connector.session.received(message)
-        elif isinstance(message, Welcome | LeaderIs):
+        if self.is_current or isinstance(message, Welcome | LeaderIs):
             self._connector.session.received(message)
 
     def _leader_is(self, leader: LeaderIs) -> None:
@@ -173,7 +170,7 @@ class Connector:
         make_session: Callable[[Callable[[], None]], Session],
         clock: Callable[[], int],
         random: Random,
-        hello: Hello = Hello(PROTOCOL_VERSION, "", "", 0),
+        hello: Hello,
     ) -> None:
         self.dialer = dialer
         self._earlier = trio.Event()

@@ -25,7 +25,7 @@ from typing import Any, Final, Protocol
 import msgpack
 import trio
 
-from tauraft import codec, errors
+from tauraft import errors
 from tauraft.command_protocol import (
     MAX_FRAME_BYTES,
     PROTOCOL_VERSION,
@@ -62,6 +62,7 @@ from tauraft.command_protocol import (
 )
 from tauraft.fsm import Query
 from tauraft.node.replica import Item, LeaderInfo, Outcome, Replica, SessionEvent, StoredState
+from tauraft.payloads import encode_message
 from tauraft.system import messages as system
 from tauraft.transport.transport import MessageStream, StreamClosed, StreamOverloaded
 
@@ -494,7 +495,7 @@ class CommandService:
         try:
             query = ask.message if ask.message is not None else replica.decode(ask.payload)
             if not isinstance(query, Query):
-                raise errors.InvalidCommand("invalid-command", f"{type(query).__name__} is no query; submit it")
+                raise errors.InvalidCommand(f"{type(query).__name__} is no query; submit it")
             data = replica.encode_answer(query, replica.answer(query))
         except errors.TauraftError as error:
             self._fail_request(end, ask.request, error)
@@ -657,7 +658,7 @@ class _StreamEnd:
 
 
 def _system_item(command: Any) -> Item:
-    return Item(0, 0, 0, 0, codec.encode(command), command)
+    return Item(0, 0, 0, 0, encode_message(command), command)
 
 
 def _plain(value: Any) -> Any:

@@ -450,7 +450,7 @@ class Session:
             return
         del self._outstanding[answer.sequence]
         if answer.kind is AnswerKind.ERROR:
-            submission.finish(None, errors.decode(answer.data))
+            submission.finish(None, _error_of(answer.data))
         elif answer.kind is AnswerKind.STANDS:
             submission.finish(answer.data, None)
         else:
@@ -466,7 +466,7 @@ class Session:
                 submission.deadline_ns = NEVER
 
     def _failed(self, failed: Failed) -> None:
-        error = errors.decode(failed.error)
+        error = _error_of(failed.error)
         if failed.request:
             request = self._requests.pop(failed.request, None)
             if request is not None:
@@ -634,3 +634,10 @@ class Session:
 
 def _wait_timeout() -> errors.WaitTimeout:
     return errors.WaitTimeout("the wait ran out and was withdrawn; nothing is held")
+
+
+def _error_of(data: bytes) -> errors.TauraftError:
+    try:
+        return errors.decode(data)
+    except ValueError:
+        return errors.Unavailable("the replica's error could not be read; the command may have taken effect, once")

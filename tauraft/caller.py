@@ -1,0 +1,525 @@
+"""One facade's way into the engine: its life, its session, and each of its calls, for loops and for threads.
+
+``AsyncCaller`` and ``Caller`` differ only in how they wait; what is sent, when, and what is undone is the same code.
+Encoding and decoding happen in the caller's frame, so a value that cannot be sent raises there, with nothing sent.
+
+The engine's side of a facade is one task, ``_serve``: it enters the *host* (whatever gives a way to a replica: this
+process's own node, the host's socket, addresses), keeps the session on it through a ``Connector``, and at
+the end closes the session first, so that all it holds is free at once, then leaves the host.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from random import Random
+from typing import Any, Final, Protocol, TypeVar
+
+import msgpack
+import trio
+
+from tauraft import engine, errors
+from tauraft.bridge import Completions, Mailbox, Reply, SignalState, mailbox_here
+from tauraft.client import Connector, Dialer
+from tauraft.command_protocol import PROTOCOL_VERSION, Hello
+from tauraft.engine import Engine, boottime_ns
+from tauraft.fsm import Command, Query
+from tauraft.payloads import decode_answer, encode_message
+from tauraft.session import NEVER, Request, Session, Submission, margin_ns
+from tauraft.system.messages import Transaction
+
+R = TypeVar("R")
+
+CLOSE_TIMEOUT_S: Final = 5.0
+_NEW, _STARTING, _RUNNING, _CLOSED = "new", "starting", "running", "closed"
+
+
+class Host(Protocol):
+    """What a started facade stands on."""
+
+    @property
+    def dialer(self) -> Dialer: ...
+
+    @property
+    def problem(self) -> BaseException | None:
+        """Why it will never serve (a wrong key, a lost directory); None as long as there is hope."""
+
+
+OpenHost = Callable[[Engine], AbstractAsyncContextManager[Host]]
+
+
+class EngineTenure:
+    """See ``tauraft.handle.Tenure``. Renewed in the engine's loop; looked at from anywhere."""
+
+    def __init__(self, caller: _CallerCore, ttl_ns: int | None, started_ns: int, renewal: Command[Any] | None) -> None:
+        self.state = SignalState(caller.completions)
+        self._caller = caller
+        self._session = caller.session
+        self._ttl_ns = ttl_ns
+        self._deadline_ns = NEVER if ttl_ns is None else started_ns + ttl_ns - margin_ns(ttl_ns)
+        self._renewal = renewal
+        self._payload = b"" if renewal is None else encode_message(renewal)
+        self._has_ended = False
+        self._stirred: trio.Event | None = None
+        self._session_hook = self._lose
+        caller.session_lost.add_hook(self._session_hook)
+        if ttl_ns is not None:
+            caller.engine.post(lambda _: caller.engine.spawn(self._watch, lambda result, error: None), None)
+
+    @property
+    def deadline_ns(self) -> int:
+        return min(self._deadline_ns, self._session.deadline_ns)
+
+    @property
+    def deadline(self) -> float:
+        return self.deadline_ns / 1e9
+
+    def remaining(self) -> float:
+        if self.state.is_set:
+            return min(0.0, (self.deadline_ns - boottime_ns()) / 1e9)
+        return (self.deadline_ns - boottime_ns()) / 1e9
+
+    @property
+    def is_lost(self) -> bool:
+        return self.state.is_set or (not self._has_ended and boottime_ns() >= self.deadline_ns)
+
+    def end(self) -> None:
+        self._has_ended = True
+        self._caller.session_lost.remove_hook(self._session_hook)
+        if self._ttl_ns is not None:
+            self._caller.engine.post(lambda _: self._stirred.set() if self._stirred is not None else None, None)
+
+    def _lose(self) -> None:
+        if not self._has_ended:
+            self.state.set()
+
+    async def _watch(self) -> None:
+        """Renew at a third of the ttl, until it has ended or its deadline passes."""
+        assert self._ttl_ns is not None
+        self._stirred = trio.Event()
+        renew_at = self._deadline_ns + margin_ns(self._ttl_ns) - self._ttl_ns * 2 // 3 if self._renewal else NEVER
+        while not self._has_ended and not self.state.is_set:
+            now = boottime_ns()
+            if now >= self._deadline_ns:
+                self._lose()
+                return
+            if now >= renew_at:
+                renew_at = now + self._ttl_ns // 3
+                self._renew(now)
+            with trio.move_on_after((min(renew_at, self._deadline_ns) - now) / 1e9):
+                await self._stirred.wait()
+            if self._stirred.is_set():
+                self._stirred = trio.Event()
+
+    def _renew(self, sent_ns: int) -> None:
+        assert self._ttl_ns is not None
+        ttl_ns = self._ttl_ns
+
+        def done(data: bytes | None, error: BaseException | None) -> None:
+            if error is None:
+                if boottime_ns() < self._deadline_ns:  # never renewed past its own deadline (SAFETY 16)
+                    self._deadline_ns = max(self._deadline_ns, sent_ns + ttl_ns - margin_ns(ttl_ns))
+            elif isinstance(error, errors.Refused):
+                self._deadline_ns = min(self._deadline_ns, boottime_ns())
+                if self._stirred is not None:
+                    self._stirred.set()
+
+        try:
+            self._session.submit(
+                self._payload, self._renewal, waits=False, timeout_ns=ttl_ns, plain_timeout_ns=ttl_ns, done=done
+            )
+        except errors.TauraftError:
+            pass  # lost, closed or overloaded: the deadline decides
+
+
+class _CallerCore:
+    """What both callers share. Public methods are for any thread but the engine's."""
+
+    def __init__(self, open_host: OpenHost, *, timeout: float, session_ttl: float, label: str | None) -> None:
+        self.timeout = timeout
+        self.session_ttl = session_ttl
+        self.host: Host | None = None
+        self.phase = _NEW
+        self._open_host = open_host
+        self._hello = Hello(PROTOCOL_VERSION, label or "", socket.gethostname(), os.getpid())
+        self._engine: Engine | None = None
+        self._session: Session | None = None
+        self.connector: Connector | None = None
+        self.session_lost = SignalState(None)
+        self._closing: trio.Event | None = None
+        self._opened: list[Reply] = []
+        self._plain_ns = int(timeout * 1e9)
+
+    # ---- what handles look at ----
+
+    @property
+    def engine(self) -> Engine:
+        self._must_be_open()
+        assert self._engine is not None
+        return self._engine
+
+    @property
+    def session(self) -> Session:
+        self._must_be_open()
+        assert self._session is not None
+        return self._session
+
+    @property
+    def completions(self) -> Completions:
+        return self.engine.completions
+
+    def _must_be_open(self) -> None:
+        if self.phase == _CLOSED:
+            raise errors.AlreadyClosed("this object was closed; nothing was sent, make a new one")
+        if self.phase == _NEW or self._engine is None:
+            raise errors.Shutdown("not started yet: use `with`, or call start(); nothing was sent")
+        self._engine.must_be_usable()
+
+    def now(self) -> float:
+        return boottime_ns() / 1e9
+
+    def tenure(self, *, ttl: float | None, started: float, renewal: Command[Any] | None) -> EngineTenure:
+        return EngineTenure(self, None if ttl is None else int(ttl * 1e9), int(started * 1e9), renewal)
+
+    def submit_soon(self, command: Command[Any]) -> None:
+        if self.phase == _RUNNING:
+            self.engine.post(self._begin_unwatched, (encode_message(command), command))
+
+    # ---- in the engine's loop ----
+
+    def _begin_unwatched(self, arguments: tuple[bytes, Command[Any]]) -> None:
+        payload, command = arguments
+        if self._session is not None:
+            try:
+                # No time-out: it is said until the cluster has heard it, or the session ends and frees all the same.
+                self._session.submit(
+                    payload, command, waits=False, timeout_ns=NEVER // 2, plain_timeout_ns=0, done=lambda data, error: None
+                )
+            except errors.TauraftError:
+                pass
+
+    def _begin_submit(self, reply: Reply) -> None:
+        payload, command, waits, timeout_ns = reply.arguments
+        assert self._session is not None
+        try:
+            reply.held = self._session.submit(
+                payload, command, waits=waits, timeout_ns=timeout_ns, plain_timeout_ns=self._plain_ns, done=reply.complete
+            )
+        except errors.TauraftError as error:
+            reply.complete(None, error)
+
+    def _begin_query(self, reply: Reply) -> None:
+        payload, query, consistency, timeout_ns = reply.arguments
+        assert self._session is not None
+        try:
+            reply.held = self._session.ask(
+                payload, query, consistency=consistency, timeout_ns=timeout_ns, done=reply.complete
+            )
+        except errors.TauraftError as error:
+            reply.complete(None, error)
+
+    def _begin_call(self, reply: Reply) -> None:
+        method, arguments, timeout_ns = reply.arguments
+        assert self._session is not None
+        try:
+            reply.held = self._session.call(method, arguments, timeout_ns=timeout_ns, done=reply.complete)
+        except errors.TauraftError as error:
+            reply.complete(None, error)
+
+    def _abandon(self, reply: Reply) -> None:
+        if self._session is None:
+            return
+        if isinstance(reply.held, Submission):
+            self._session.abandon(reply.held)
+        elif isinstance(reply.held, Request):
+            self._session.forget(reply.held)
+
+    def _taken(self, reply: Reply) -> None:
+        if self._session is not None and isinstance(reply.held, Submission):
+            self._session.taken(reply.held)
+
+    def _begin_start(self, reply: Reply) -> None:
+        self._opened.append(reply)
+        assert self._engine is not None
+        self._closing = trio.Event()
+        self._engine.spawn(self._serve, self._served)
+
+    def _give_up_start(self, reply: Reply) -> None:
+        if self._closing is not None:
+            self._closing.set()
+
+    def _begin_close(self, reply: Reply) -> None:
+        if self._closing is None or self.phase == _CLOSED:
+            reply.complete(None, None)
+            return
+        self._opened.append(reply)
+        self._closing.set()
+
+    def _has_opened(self) -> None:
+        self.phase = _RUNNING
+        opened, self._opened = self._opened, []
+        for reply in opened:
+            reply.complete(None, None)
+
+    def _served(self, result: Any, error: BaseException | None) -> None:
+        """The task has ended: whoever waits for the start or the end of it is told."""
+        self.phase = _CLOSED
+        waiting, self._opened = self._opened, []
+        for reply in waiting:
+            reply.complete(None, error)
+        if self._session is not None:
+            self._session.stop()
+
+    async def _serve(self) -> None:
+        assert self._engine is not None and self._closing is not None
+        random = Random(os.urandom(16))
+        async with self._open_host(self._engine) as host:
+            self.host = host
+            self.connector = Connector(
+                host.dialer, make_session=self._make_session, clock=boottime_ns, random=random, hello=self._hello
+            )
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.connector.run)
+                await self._closing.wait()
+                await self._end_session()
+                nursery.cancel_scope.cancel()
+
+    def _make_session(self, earlier: Callable[[], None]) -> Session:
+        self._session = Session(
+            ttl_ns=int(self.session_ttl * 1e9),
+            clock=boottime_ns,
+            random_bytes=os.urandom,
+            on_open=self._has_opened,
+            on_lost=self.session_lost.set,
+            earlier=earlier,
+        )
+        return self._session
+
+    async def _end_session(self) -> None:
+        assert self._session is not None
+        closed = trio.Event()
+        self._session.close(closed.set)
+        # One that is not attached has nobody to ask; what it opened expires.
+        with trio.move_on_after(CLOSE_TIMEOUT_S / 2 if self._session.is_attached else 0):
+            await closed.wait()
+
+    # ---- in the caller's frame ----
+
+    def _reply(self, mailbox: Mailbox | None, arguments: Any, *, may_wait: bool = False) -> Reply:
+        engine_ = self.engine
+        return Reply(
+            mailbox,
+            engine_.post,
+            engine_.post_lazily,
+            engine_.completions,
+            self._abandon,
+            self._taken if may_wait else None,
+            arguments,
+        )
+
+    def _submission(self, mailbox: Mailbox | None, command: Command[Any], timeout: float | None) -> Reply:
+        self._must_be_open()
+        if not isinstance(command, Command):
+            raise TypeError(f"submit takes a Command, not {type(command).__name__}")
+        waits: bool | None = getattr(type(command), "waits", None)
+        timeout_ns = None if timeout is None else int(timeout * 1e9)
+        self._check_room()
+        arguments = (encode_message(command), command, waits, timeout_ns)
+        return self._reply(mailbox, arguments, may_wait=waits is not False)
+
+    def _question(self, mailbox: Mailbox | None, query: Query[Any], consistency: str, timeout: float | None) -> Reply:
+        self._must_be_open()
+        if not isinstance(query, Query):
+            raise TypeError(f"query takes a Query, not {type(query).__name__}")
+        if consistency not in ("linearizable", "lease", "stale"):
+            raise errors.InvalidArgument(
+                f"consistency is {consistency!r}; it is linearizable, lease or stale; nothing was sent", option="consistency"
+            )
+        self._check_room()
+        timeout_ns = self._plain_ns if timeout is None else int(timeout * 1e9)
+        return self._reply(mailbox, (encode_message(query), query, consistency, timeout_ns))
+
+    def _administration(self, mailbox: Mailbox | None, method: str, arguments: Mapping[str, Any], timeout: float | None) -> Reply:
+        self._must_be_open()
+        timeout_ns = self._plain_ns if timeout is None else int(timeout * 1e9)
+        return self._reply(mailbox, (method, dict(arguments), timeout_ns))
+
+    def _check_room(self) -> None:
+        if self.engine.is_full:
+            raise errors.Overloaded("the engine's queue is full; nothing was sent, try again later", retry_after=0.1)
+
+    def _prepare_start(self) -> None:
+        if self.phase == _CLOSED:
+            raise errors.AlreadyClosed("this object was closed; it cannot be started again, make a new one")
+        if self.phase != _NEW:
+            raise errors.Shutdown("this object was started already")
+        self.phase = _STARTING
+        self._engine = engine.acquire(self)
+        self.session_lost = SignalState(self._engine.completions)
+
+    def _release(self) -> None:
+        self.phase = _CLOSED
+        engine_ = self._engine
+        if engine_ is not None and not engine_.is_poisoned:
+            engine.release(self, engine_)
+
+    def close_at_exit(self) -> None:
+        """Interpreter exit: leave cleanly, so that what is held goes to the next at once."""
+        raise NotImplementedError
+
+    def _start_reply(self, mailbox: Mailbox | None) -> Reply:
+        engine_ = self._engine
+        assert engine_ is not None
+        return Reply(
+            mailbox, engine_.post, engine_.post_lazily, engine_.completions, self._give_up_start, None, None
+        )
+
+
+def _no_leader(timeout: float | None, problem: str) -> errors.NoLeader:
+    return errors.NoLeader(f"no leader and session within {timeout:g} s{': ' + problem if problem else ''}; all is closed again")
+
+
+def _transaction(commands: Sequence[Command[Any]]) -> Transaction:
+    for command in commands:
+        if not isinstance(command, Command):
+            raise TypeError(f"transaction takes Commands, not {type(command).__name__}")
+    if not commands:
+        raise errors.InvalidArgument("a transaction needs at least one command; nothing was sent", option="commands")
+    return Transaction(tuple(encode_message(command) for command in commands))
+
+
+def _unpacked(data: bytes) -> Any:
+    return msgpack.unpackb(data, use_list=False)
+
+
+class AsyncCaller(_CallerCore):
+    """For tasks of asyncio and trio."""
+
+    async def start(self, timeout: float | None) -> None:
+        self._prepare_start()
+        mailbox = mailbox_here()
+        reply = self._start_reply(mailbox)
+        reply._post(self._begin_start, reply)
+        try:
+            if timeout is None:
+                await reply.result()
+            else:
+                await mailbox.park_for(reply, timeout)
+                if not reply.is_done:
+                    raise _no_leader(timeout, "" if self.connector is None else self.connector.last_failure)
+                if reply.error is not None:
+                    raise reply.error
+        except BaseException:
+            await self._closed_again(reply)
+            raise
+
+    async def _closed_again(self, reply: Reply) -> None:
+        """Whatever ended the start early, the host is left before the exception goes on."""
+        import anyio
+
+        ended = self._start_reply(reply.mailbox)
+        ended._post(self._begin_close, ended)
+        with anyio.CancelScope(shield=True):
+            await mailbox_here().park_for(ended, CLOSE_TIMEOUT_S)
+        self._release()
+
+    async def close(self, timeout: float | None = None) -> None:
+        if self.phase == _NEW:
+            self.phase = _CLOSED
+        if self.phase == _CLOSED or self._engine is None or self._engine.is_poisoned:
+            return
+        mailbox = mailbox_here()
+        reply = self._start_reply(mailbox)
+        reply._post(self._begin_close, reply)
+        try:
+            if timeout is None:
+                await reply.result()
+            else:
+                await mailbox.park_for(reply, timeout)
+        finally:
+            self._release()
+
+    def close_at_exit(self) -> None:
+        Caller.close(self)  # type: ignore[arg-type]
+
+    async def submit(self, command: Command[R], timeout: float | None) -> R:
+        mailbox = mailbox_here()
+        reply = self._submission(mailbox, command, timeout)
+        self.engine.post_from_loop(self._begin_submit, reply, mailbox.soon)
+        answer: R = decode_answer(command, await reply.result())
+        return answer
+
+    async def query(self, query: Query[R], consistency: str, timeout: float | None) -> R:
+        mailbox = mailbox_here()
+        reply = self._question(mailbox, query, consistency, timeout)
+        self.engine.post_from_loop(self._begin_query, reply, mailbox.soon)
+        answer: R = decode_answer(query, await reply.result())
+        return answer
+
+    async def transaction(self, commands: Sequence[Command[Any]], timeout: float | None) -> tuple[Any, ...]:
+        answers = await self.submit(_transaction(commands), timeout)
+        return tuple(decode_answer(command, data) for command, data in zip(commands, answers, strict=True))
+
+    async def call(self, method: str, arguments: Mapping[str, Any], timeout: float | None) -> Any:
+        mailbox = mailbox_here()
+        reply = self._administration(mailbox, method, arguments, timeout)
+        self.engine.post_from_loop(self._begin_call, reply, mailbox.soon)
+        return _unpacked(await reply.result())
+
+
+class Caller(_CallerCore):
+    """For threads."""
+
+    def start(self, timeout: float | None) -> None:
+        self._prepare_start()
+        reply = self._start_reply(None)
+        reply._post(self._begin_start, reply)
+        try:
+            if not reply.wait_blocking(timeout):
+                raise _no_leader(timeout, "" if self.connector is None else self.connector.last_failure)
+            if reply.error is not None:
+                raise reply.error
+        except BaseException:
+            ended = self._start_reply(None)
+            ended._post(self._begin_close, ended)
+            ended.wait_blocking(CLOSE_TIMEOUT_S)
+            self._release()
+            raise
+
+    def close(self, timeout: float | None = None) -> None:
+        if self.phase == _NEW:
+            self.phase = _CLOSED
+        if self.phase == _CLOSED or self._engine is None or self._engine.is_poisoned:
+            return
+        reply = self._start_reply(None)
+        reply._post(self._begin_close, reply)
+        try:
+            reply.wait_blocking(timeout)
+        finally:
+            self._release()
+
+    def close_at_exit(self) -> None:
+        self.close(CLOSE_TIMEOUT_S)
+
+    def submit(self, command: Command[R], timeout: float | None) -> R:
+        reply = self._submission(None, command, timeout)
+        self.engine.post(self._begin_submit, reply)
+        answer: R = decode_answer(command, reply.result_blocking())
+        return answer
+
+    def query(self, query: Query[R], consistency: str, timeout: float | None) -> R:
+        reply = self._question(None, query, consistency, timeout)
+        self.engine.post(self._begin_query, reply)
+        answer: R = decode_answer(query, reply.result_blocking())
+        return answer
+
+    def transaction(self, commands: Sequence[Command[Any]], timeout: float | None) -> tuple[Any, ...]:
+        answers = self.submit(_transaction(commands), timeout)
+        return tuple(decode_answer(command, data) for command, data in zip(commands, answers, strict=True))
+
+    def call(self, method: str, arguments: Mapping[str, Any], timeout: float | None) -> Any:
+        reply = self._administration(None, method, arguments, timeout)
+        self.engine.post(self._begin_call, reply)
+        return _unpacked(reply.result_blocking())

@@ -1,0 +1,258 @@
+"""What the author of a handle imports: whom it submits through, and how it learns that something was lost.
+
+A handle is a class over ``AsyncSubmitter`` that awaits only ``submit``, ``query``, ``transaction`` and ``Signal.wait``;
+so its blocking twin can be generated (``tauraft twin``) and it never needs to know which loop runs it.
+One that hands out holds takes an ``AsyncHolder``, which any cluster or client is as well: its ``tenure`` is the
+engine's promise to count a hold out in time (SAFETY 2, 17), and to renew it meanwhile.
+
+Here are also the checks that every handle makes at the call, in the caller's frame, before anything is sent:
+a wrong type is a ``TypeError``, a wrong value an ``InvalidArgument``.
+
+Not here: how things reach the engine (``bridge``, ``caller``), and the handles themselves (``tauraft_primitives``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, TypeVar, overload
+
+from tauraft import errors
+from tauraft.fsm import Command, Query
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from tauraft.bridge import SignalState
+
+R = TypeVar("R")
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+
+Consistency = Literal["linearizable", "lease", "stale"]
+MAX_NAME_BYTES: Final = 512
+MAX_TIMEOUT_S: Final = 60.0
+
+
+class AsyncSubmitter(Protocol):
+    """What a handle's author takes: any ``AsyncCluster`` or ``AsyncClient``."""
+
+    async def submit(self, command: Command[R], *, timeout: float | None = None) -> R:
+        """Run ``command`` once. ``timeout``: of a command that waits, raising ``WaitTimeout`` with nothing held;
+        of a plain one, raising ``Unavailable``, whose ``outcome`` says whether it may have taken effect."""
+
+    async def query(
+        self, query: Query[R], *, consistency: Consistency = "linearizable", timeout: float | None = None
+    ) -> R: ...
+
+    @overload
+    async def transaction(self, a: Command[A], /, *, timeout: float | None = None) -> tuple[A]: ...
+    @overload
+    async def transaction(self, a: Command[A], b: Command[B], /, *, timeout: float | None = None) -> tuple[A, B]: ...
+    @overload
+    async def transaction(
+        self, a: Command[A], b: Command[B], c: Command[C], /, *, timeout: float | None = None
+    ) -> tuple[A, B, C]: ...
+    @overload
+    async def transaction(self, *commands: Command[Any], timeout: float | None = None) -> tuple[Any, ...]: ...
+
+
+class Submitter(Protocol):
+    """The blocking twin of ``AsyncSubmitter``: any ``Cluster`` or ``Client``."""
+
+    def submit(self, command: Command[R], *, timeout: float | None = None) -> R: ...
+
+    def query(self, query: Query[R], *, consistency: Consistency = "linearizable", timeout: float | None = None) -> R: ...
+
+    @overload
+    def transaction(self, a: Command[A], /, *, timeout: float | None = None) -> tuple[A]: ...
+    @overload
+    def transaction(self, a: Command[A], b: Command[B], /, *, timeout: float | None = None) -> tuple[A, B]: ...
+    @overload
+    def transaction(
+        self, a: Command[A], b: Command[B], c: Command[C], /, *, timeout: float | None = None
+    ) -> tuple[A, B, C]: ...
+    @overload
+    def transaction(self, *commands: Command[Any], timeout: float | None = None) -> tuple[Any, ...]: ...
+
+
+class Tenure(Protocol):
+    """How long a hold may be relied on. Looked at from any thread, without a round trip."""
+
+    @property
+    def deadline(self) -> float:
+        """On CLOCK_BOOTTIME, seconds: not after what the cluster promises."""
+
+    def remaining(self) -> float:
+        """Seconds until this process must count itself out; <= 0: lost."""
+
+    @property
+    def is_lost(self) -> bool:
+        """Compares the deadline with the clock: true the moment it passes, also in a process that was suspended."""
+
+    @property
+    def state(self) -> SignalState:
+        """Set when it is lost, not when it has ended."""
+
+    def end(self) -> None:
+        """It was given back: it is renewed no more and can no longer be lost."""
+
+
+class _TenureMaker(Protocol):
+    def now(self) -> float:
+        """CLOCK_BOOTTIME in seconds. Taken *before* the command is submitted whose answer starts a tenure."""
+
+    def tenure(self, *, ttl: float | None, started: float, renewal: Command[Any] | None) -> Tenure:
+        """``ttl`` None: as long as the session. Else ``ttl`` from ``started``, and again with each answered ``renewal``."""
+
+    def submit_soon(self, command: Command[Any]) -> None:
+        """Hand ``command`` to the engine and do not wait: what an interrupted caller gives back."""
+
+
+class AsyncHolder(AsyncSubmitter, _TenureMaker, Protocol):
+    """A submitter that can also watch over holds."""
+
+
+class Holder(Submitter, _TenureMaker, Protocol):
+    """The blocking twin of ``AsyncHolder``."""
+
+
+class _Signal:
+    """Off, then on for good."""
+
+    def __init__(self, state: SignalState) -> None:
+        self._state = state
+
+    def is_set(self) -> bool:
+        return self._state.is_set
+
+    def add_callback(self, call: Callable[[], object]) -> None:
+        """Run ``call`` once when it is set, at once when it is already; on a thread of its own, never the engine's."""
+        self._state.add_callback(call)
+
+
+class AsyncSignal(_Signal):
+    """Awaited from asyncio or trio."""
+
+    async def wait(self, timeout: float | None = None) -> bool:
+        """True once set; False when ``timeout`` ran out first."""
+        return await self._state.wait(check_patience(timeout))
+
+
+class Signal(_Signal):
+    """The blocking twin of ``AsyncSignal``."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self._state.wait_blocking(check_patience(timeout))
+
+
+class AsyncLossGuard:
+    """Cancels the body of an ``async with`` when ``tenure`` is lost. ``was_cut`` says that it did so."""
+
+    def __init__(self, tenure: Tenure) -> None:
+        self._tenure = tenure
+        self._scope: Any = None
+        self.was_cut = False
+
+    def __enter__(self) -> Self:
+        import anyio
+
+        from tauraft.bridge import mailbox_here
+
+        self._scope = anyio.CancelScope()
+        self._scope.__enter__()
+        self._tenure.state.add_hook(mailbox_here().caller_of(self._scope.cancel))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        swallowed = bool(self._scope.__exit__(kind, error, trace))
+        self.was_cut = swallowed
+        return swallowed
+
+
+class LossGuard:
+    """The blocking twin: nothing can cut a blocking body short, so it looks (``hold.check()``) by itself."""
+
+    was_cut = False
+
+    def __init__(self, tenure: Tenure) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+
+# ---- checks at the call ----
+
+
+def check_name(name: object, option: str = "name") -> str:
+    """A name, key or id: text of 1 to 512 bytes of UTF-8."""
+    if not isinstance(name, str):
+        raise TypeError(f"{option} must be str, not {type(name).__name__}")
+    if not name:
+        raise errors.InvalidArgument(f"{option} is empty; nothing was sent", option=option)
+    if len(name) > MAX_NAME_BYTES // 4:
+        try:
+            size = len(name.encode())
+        except UnicodeEncodeError as error:
+            raise errors.InvalidArgument(f"{option} cannot be encoded as UTF-8; nothing was sent", option=option) from error
+        if size > MAX_NAME_BYTES:
+            raise errors.TooLarge(
+                f"{option} has {size} bytes, at most {MAX_NAME_BYTES} are allowed; nothing was sent", option=option
+            )
+    return name
+
+
+def as_bytes(value: object, option: str = "value") -> bytes:
+    """Bytes as they are, text as UTF-8."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return value.encode()
+    raise TypeError(f"{option} must be bytes or str, not {type(value).__name__}")
+
+
+def _seconds(value: object, option: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{option} must be a number of seconds, not {type(value).__name__}")
+    if math.isnan(value):
+        raise errors.InvalidTimeout(f"{option} is not a number; nothing was sent", option=option)
+    return float(value)
+
+
+def check_timeout(timeout: object) -> float | None:
+    """Of a plain operation: None, or 0 < seconds <= 60."""
+    if timeout is None:
+        return None
+    seconds = _seconds(timeout, "timeout")
+    if not 0 < seconds <= MAX_TIMEOUT_S:
+        raise errors.InvalidTimeout(
+            f"timeout is {seconds:g} s; it must be over 0 and at most {MAX_TIMEOUT_S:g}; nothing was sent", option="timeout"
+        )
+    return seconds
+
+
+def check_patience(timeout: object) -> float | None:
+    """Of a wait: None for ever, 0 do not wait, else seconds."""
+    if timeout is None:
+        return None
+    seconds = _seconds(timeout, "timeout")
+    if seconds < 0:
+        raise errors.InvalidTimeout(f"timeout is {seconds:g} s; it must not be negative; nothing was sent", option="timeout")
+    return None if math.isinf(seconds) else seconds
+
+
+def check_ttl(ttl: object, option: str = "ttl") -> float | None:
+    """None, or a duration over 0 that the cluster can count."""
+    if ttl is None:
+        return None
+    seconds = _seconds(ttl, option)
+    if not 0 < seconds <= 10**9:
+        raise errors.InvalidArgument(f"{option} is {seconds:g} s; it must be over 0; nothing was sent", option=option)
+    return seconds
