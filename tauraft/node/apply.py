@@ -128,7 +128,7 @@ class Machine:
         self.tables = TableSet()
         self.sessions = Sessions()
         self.system = System()
-        self.tables.add(self.system)
+        self._add_tables(self.system)
         self.timers = Timers(self.system)
         self.membership = Membership()
         self.applied_index = 0
@@ -187,7 +187,7 @@ class Machine:
         fsm = self._fsms.get(query.fsm)
         handler = None if fsm is None else fsm.query_handler(type(query))
         if fsm is None or handler is None:
-            raise InvalidCommand("invalid-command", f"nobody answers {query.fsm}/{query.tag} on this cluster")
+            raise InvalidCommand(f"nobody answers {query.fsm}/{query.tag} on this cluster")
         return handler(fsm, query)
 
     def read_for(self, reader: str, fsm: type[F]) -> F:
@@ -243,7 +243,7 @@ class Machine:
         known = session.answers.get(sequence) or session.tickets.get(sequence)
         if known is not None:
             if known.hash != hash_ and known.hash:
-                refused = InvalidCommand("invalid-command", f"sequence {sequence} was used for another command")
+                refused = InvalidCommand(f"sequence {sequence} was used for another command")
                 self._outcomes.append(Outcome(session_id, sequence, AnswerKind.ERROR, errors.encode(refused)))
             elif isinstance(known, StoredAnswer):
                 self._outcomes.append(Outcome(session_id, sequence, known.kind, known.data))
@@ -252,9 +252,13 @@ class Machine:
             refused = Refused("too-many-outstanding", f"the session has {MAX_OUTSTANDING} unacknowledged commands")
             self._store(session, sequence, AnswerKind.ERROR, errors.encode(refused), hash_, None)
             return
+        inactive = self._why_inactive(payload)
+        if inactive is not None:
+            self._store(session, sequence, AnswerKind.ERROR, errors.encode(inactive), hash_, None)
+            return
         if message is None:
             message = self.registry.decode(payload)
-        kind, data, undo = self._execute(message, session_id, sequence, payload)
+        kind, data, undo = self._execute(message, session_id, sequence)
         if kind is None:
             session.tickets[sequence] = OpenTicket(payload, hash_, self.revision)
             if wait_ns:
@@ -269,8 +273,15 @@ class Machine:
             self._store(session, sequence, kind, data, hash_, payload if undo else None)
         self._deliver_effects()
 
+    def _why_inactive(self, payload: bytes) -> InvalidCommand | None:
+        """Decided by the manifest alone, so that a replica without the plugin answers as one that has it."""
+        fsm, tag, *_ = msgpack.unpackb(payload, strict_map_key=True)
+        if fsm == SYSTEM or fsm in self._fsms:
+            return None
+        return InvalidCommand(f"{fsm}/{tag}: no such plugin is active on this cluster; nothing changed")
+
     def _execute(
-        self, message: Message[Any], session_id: int | None, sequence: int, payload: bytes
+        self, message: Message[Any], session_id: int | None, sequence: int
     ) -> tuple[AnswerKind | None, bytes, bool]:
         """Run one command of a session in its scope: (None: it waits | kind, encoded answer, may be withdrawn)."""
         tables = self.tables
@@ -319,10 +330,13 @@ class Machine:
         return _WAITS
 
     def _run_part(self, payload: bytes, session_id: int | None, sequence: int) -> bytes:
+        inactive = self._why_inactive(payload)
+        if inactive is not None:
+            raise inactive
         message = self.registry.decode(payload)
         value, _ = self._call(message, session_id, sequence)
         if isinstance(value, Ticket):
-            raise InvalidCommand("invalid-command", f"{message.tag} would wait: a transaction may not")
+            raise InvalidCommand(f"{message.tag} would wait: a transaction may not")
         return self.registry.encode_answer(message, value)
 
     def _call(self, message: Message[Any], session_id: int | None, sequence: int) -> tuple[Any, FSM | None]:
@@ -398,7 +412,7 @@ class Machine:
             if message.fsm == SYSTEM:
                 self._run_of_system(message)
             else:
-                self._execute(message, None, 0, found[1].payload)
+                self._execute(message, None, 0)
                 self._deliver_effects()
 
     # Commands of the system.
@@ -408,11 +422,11 @@ class Machine:
             case Open():
                 self._open(message)
             case KeepAlive():
-                for session_id in message.sessions:
+                for session_id, serial in message.sessions:
                     session = self.sessions.to_change(session_id)
                     if session is not None:
                         session.expires_ns = self.now_ns + session.ttl_ns
-                        self._events.append(SessionEvent("renewed", session_id))
+                        self._events.append(SessionEvent("renewed", session_id, serial=serial))
                     else:
                         self._events.append(SessionEvent("ended", session_id))
             case Close():
@@ -437,7 +451,7 @@ class Machine:
             case Tick():
                 pass
             case _:
-                raise InvalidCommand("invalid-command", f"{message.tag} is not a command of the system")
+                raise InvalidCommand(f"{message.tag} is not a command of the system")
 
     def _open(self, command: Open) -> None:
         session = self.sessions.opened_by(command.nonce)
@@ -500,7 +514,8 @@ class Machine:
         elif stored is not None:
             if stored.undo is None:
                 # Nothing to undo: an error, an answer without a withdrawal, or withdrawn before. It stands.
-                self._outcomes.append(Outcome(session.id, sequence, stored.kind, stored.data))
+                kind = AnswerKind.STANDS if stored.kind is AnswerKind.VALUE else stored.kind
+                self._outcomes.append(Outcome(session.id, sequence, kind, stored.data))
                 return
             self._undo_grant(session.id, sequence, stored.undo, stored.revision)
         hash_ = ticket.hash if ticket is not None else stored.hash if stored is not None else b""
@@ -551,15 +566,34 @@ class Machine:
         self._context.enter(command.fsm_name, None, 0, self.revision, None)
         old = self._fsms.get(command.fsm_name)
         if old is not None:
-            self.tables.replace(old, fresh)
+            self._move_rows(old, fresh)
             fresh.upgrade(0 if active is None else active.version, self._context)
         else:
-            self.tables.add(fresh)
+            self._add_tables(fresh)
         self._fsms[command.fsm_name] = fresh
         self._handlers.clear()
         self.tables.writer = SYSTEM
         self.system.manifest[command.fsm_name] = ActiveVersion(command.version, command.digest)
         self._finish_scope()
+
+
+    def _add_tables(self, fsm: FSM) -> None:
+        for table in fsm.tables():
+            self.tables.add(table)
+
+    def _move_rows(self, old: FSM, fresh: FSM) -> None:
+        """Rows of tables that keep their name go over; fields added at the end with defaults are filled in."""
+        kept = {table.name: table for table in old.tables()}
+        for table in kept.values():
+            self.tables.remove(table)
+        for table in fresh.tables():
+            self.tables.add(table)
+            before = kept.get(table.name)
+            if before is not None:
+                for key, row in before.rows.items():
+                    table[table.key_codec.decode(before.key_codec.encode(key))] = table.row_codec.decode(
+                        before.row_codec.encode(row)
+                    )
 
 
 def _patience_key(session: int, sequence: int) -> str:

@@ -413,6 +413,14 @@ class Driver:
                     self._cluster_clock.saw(batch.now_ns, batch.wall_ns)
                 return
 
+    def see_last_stamp(self, last_index: int) -> None:
+        """At start: the newest stamp in the log, committed or not."""
+        for index in range(last_index, self._store.first_index - 1, -1):
+            entry = self._store.read(index, index + 1, 1)[0]
+            if entry.kind is EntryKind.BATCH:
+                self._see_stamp([entry])
+                return
+
     def _apply(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
             outcomes: Sequence[Outcome] = ()

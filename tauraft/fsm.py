@@ -1,0 +1,311 @@
+"""What the author of a state machine imports.
+
+A *message* is a frozen dataclass that names its FSM: a ``Command`` changes state and is run by every replica in the
+log's order, a ``Query`` only looks.  An ``FSM`` declares its tables as annotations and marks its handlers; the tables are
+all its state, so snapshots, undo, SQL, history and watches cost the author nothing.
+
+    @dataclass(frozen=True, slots=True)
+    class Add(Command[int], fsm="acme.counter"):
+        name: str
+        amount: int = 1
+
+    class Counter(FSM, name="acme.counter", version=1):
+        counts: Table[str, int]
+
+        @applies(Add)
+        def add(self, command: Add, context: Context) -> int:
+            total = self.counts.get(command.name, 0) + command.amount
+            self.counts[command.name] = total
+            return total
+
+Rules: no wall clock, no random module, no I/O, no order of hashes, no state outside the tables.  ``raise Refused(code, message)``
+is an answer; any other exception is a bug, undone on every replica.  All mistakes in the declaration are a ``TypeError`` when
+the class is made.  Light on purpose: importing this pulls in no engine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+
+from tauraft.codec import compile_codec, message_codec
+from tauraft.tables import Table
+
+__all__ = [
+    "FSM", "Command", "Context", "Message", "Query", "Table", "Ticket", "answer_hint", "answers", "applies",
+    "session_ended", "withdraws",
+]  # fmt: skip
+
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+F = TypeVar("F", bound="FSM")
+G = TypeVar("G", bound="FSM")
+
+
+class Message(Generic[R_co]):
+    """What is sent to an FSM. ``R`` is the type of its answer."""
+
+    __slots__ = ()
+    fsm: ClassVar[str]  # where it goes: a client needs no FSM class to send it
+    tag: ClassVar[str]  # its permanent name on the wire and on disk: survives renaming
+
+    def __init_subclass__(cls, *, fsm: str | None = None, tag: str | None = None) -> None:
+        super().__init_subclass__()
+        # dataclass(slots=True) builds the class twice, the second time without keywords.
+        if fsm is not None:
+            cls.fsm, cls.tag = fsm, tag or cls.__name__
+
+
+class Command(Message[R_co]):
+    """Changes state; linearizable, exactly once."""
+
+    __slots__ = ()
+
+
+class Query(Message[R_co]):
+    """Only looks."""
+
+    __slots__ = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ticket(Generic[R]):
+    """A caller who waits for an answer. A codec value, so it may be kept in a table row.
+
+    ``revision``: of the command that waits.
+    """
+
+    session: int
+    sequence: int
+    revision: int
+
+
+C = TypeVar("C", bound=Command[Any], covariant=True)
+Q = TypeVar("Q", bound=Query[Any], covariant=True)
+H = TypeVar("H", bound=Callable[..., Any])
+
+
+class applies(Generic[C]):
+    """Marks the handler of a command: ``(self, command, context) -> answer`` or a Ticket."""
+
+    def __init__(self, kind: type[C]) -> None:
+        self.kind = kind
+
+    def __call__(
+        self: applies[Command[R]], handler: Callable[[F, C, Context], R | Ticket[R]]
+    ) -> Callable[[F, C, Context], R | Ticket[R]]:
+        return _mark(handler, "applies", self.kind)
+
+
+class withdraws(Generic[C]):
+    """Marks what undoes a wait: ``(self, command, ticket, context) -> None``.
+
+    Called when the caller timed out, was cancelled or lost its session; also when it had been answered but never
+    learned it: then give back what the answer granted.
+    """
+
+    def __init__(self, kind: type[C]) -> None:
+        self.kind = kind
+
+    def __call__(
+        self: withdraws[Command[R]], handler: Callable[[F, C, Ticket[R], Context], None]
+    ) -> Callable[[F, C, Ticket[R], Context], None]:
+        return _mark(handler, "withdraws", self.kind)
+
+
+class answers(Generic[Q]):
+    """Marks the handler of a query: ``(self, query) -> answer``."""
+
+    def __init__(self, kind: type[Q]) -> None:
+        self.kind = kind
+
+    def __call__(self: answers[Query[R]], handler: Callable[[F, Q], R]) -> Callable[[F, Q], R]:
+        return _mark(handler, "answers", self.kind)
+
+
+def session_ended(handler: Callable[[F, int, Context], None]) -> Callable[[F, int, Context], None]:
+    """Marks what gives back all that a session held: ``(self, session, context) -> None``."""
+    return _mark(handler, "session_ended", None)
+
+
+class Context(Protocol):
+    """What a handler may know besides its command and its tables."""
+
+    @property
+    def revision(self) -> int:
+        """+1 per executed command, for ever: tokens, revisions and order come from it."""
+
+    @property
+    def index(self) -> int:
+        """Of the log entry. Several commands share it."""
+
+    @property
+    def now_ns(self) -> int:
+        """Cluster time: never jumps, never goes back."""
+
+    @property
+    def wall_ns(self) -> int:
+        """Cluster wall clock, for calendars only."""
+
+    @property
+    def session(self) -> int | None:
+        """Who sent the command; None: run by a timer."""
+
+    @property
+    def proposer(self) -> str:
+        """The peer id of the leader that appended it."""
+
+    @property
+    def random(self) -> Random:
+        """Seeded by the revision: the same on every replica."""
+
+    def wait(self, kind: type[Command[R]]) -> Ticket[R]:
+        """The caller waits; return this from the handler of ``kind``, and keep it in a row."""
+
+    def answer(self, ticket: Ticket[R], value: R) -> None:
+        """Answer a caller who waits; also in the handler that has just taken the ticket."""
+
+    def schedule(
+        self, key: str, at_ns: int, command: Command[Any], *, clock: Literal["cluster", "wall"] = "cluster"
+    ) -> None:
+        """Run ``command`` at that time, with no session. Replaces this FSM's timer of the same key."""
+
+    def cancel(self, key: str) -> None:
+        """Forget that timer, if there is one."""
+
+    def read(self, fsm: type[G]) -> G:
+        """Another FSM of ``reads=``, to look at."""
+
+
+def _mark(handler: Any, role: str, kind: type[Message[Any]] | None) -> Any:
+    marks = getattr(handler, "__tauraft__", ())
+    handler.__tauraft__ = (*marks, (role, kind))
+    return handler
+
+
+_ARGUMENTS = {"applies": 3, "withdraws": 4, "answers": 2, "session_ended": 3}
+
+
+class FSM:
+    """A deterministic state machine. Subclass with ``name=`` and ``version=``; see the module."""
+
+    fsm_name: ClassVar[str] = ""
+    version: ClassVar[int] = 0
+    reads: ClassVar[tuple[type[FSM], ...]] = ()
+    table_hints: ClassVar[dict[str, tuple[Any, Any]]] = {}
+    _handlers: ClassVar[dict[tuple[str, type[Message[Any]]], Callable[..., Any]]] = {}
+    _session_ended: ClassVar[tuple[Callable[..., None], ...]] = ()
+
+    def __init_subclass__(cls, *, name: str, version: int = 1, reads: tuple[type[FSM], ...] = ()) -> None:
+        super().__init_subclass__()
+        if not name or not all(part.isidentifier() for part in name.split(".")):
+            raise TypeError(f"{cls.__name__}: name={name!r} must be identifiers joined by dots, like 'acme.counter'")
+        if type(version) is not int or version < 1:
+            raise TypeError(f"{cls.__name__}: version={version!r} must be a number from 1")
+        cls.fsm_name, cls.version, cls.reads = name, version, tuple(reads)
+        cls.table_hints = _tables_of(cls)
+        cls._handlers, cls._session_ended = _handlers_of(cls)
+
+    def __init__(self) -> None:
+        for name, (key_hint, row_hint) in self.table_hints.items():
+            setattr(self, name, Table(self.fsm_name, name, key_hint, row_hint))
+
+    def tables(self) -> Iterator[Table[Any, Any]]:
+        """In the order of their declaration."""
+        for name in self.table_hints:
+            yield getattr(self, name)
+
+    def upgrade(self, from_version: int, context: Context) -> None:
+        """Runs once, in the entry that activates this version. Tables of the same name have their old rows already."""
+
+    @classmethod
+    def command_handler(cls, kind: type[Message[Any]]) -> Callable[..., Any] | None:
+        return cls._handlers.get(("applies", kind))
+
+    @classmethod
+    def withdraw_handler(cls, kind: type[Message[Any]]) -> Callable[..., None] | None:
+        return cls._handlers.get(("withdraws", kind))
+
+    @classmethod
+    def query_handler(cls, kind: type[Message[Any]]) -> Callable[..., Any] | None:
+        return cls._handlers.get(("answers", kind))
+
+    @classmethod
+    def session_ended_handlers(cls) -> tuple[Callable[..., None], ...]:
+        return cls._session_ended
+
+    @classmethod
+    def messages(cls) -> list[type[Message[Any]]]:
+        """The commands and queries it handles."""
+        return [kind for role, kind in cls._handlers if role in ("applies", "answers")]
+
+
+def _tables_of(cls: type[FSM]) -> dict[str, tuple[Any, Any]]:
+    own = cls.__dict__.get("__annotations__", {})
+    try:
+        hints = typing.get_type_hints(cls)
+    except NameError as error:
+        raise TypeError(f"{cls.__name__}: cannot resolve its annotations: {error}; define rows and keys at module level") from error
+    found = {}
+    for name in own:
+        hint = hints[name]
+        if typing.get_origin(hint) is ClassVar:
+            continue
+        if typing.get_origin(hint) is not Table:
+            raise TypeError(f"{cls.__name__}.{name}: an FSM's state is tables; annotate it as Table[key, row]")
+        key_hint, row_hint = typing.get_args(hint)
+        for what, part in (("key", key_hint), ("row", row_hint)):
+            try:
+                compile_codec(part)
+            except TypeError as error:
+                raise TypeError(f"{cls.__name__}.{name}: its {what} cannot be stored: {error}") from error
+            if typing.get_origin(part) in (list, dict) or part is Any:
+                raise TypeError(f"{cls.__name__}.{name}: its {what} could change after it was stored: use tuples")
+        found[name] = (key_hint, row_hint)
+    return found
+
+
+def _handlers_of(
+    cls: type[FSM],
+) -> tuple[dict[tuple[str, type[Message[Any]]], Callable[..., Any]], tuple[Callable[..., None], ...]]:
+    found: dict[tuple[str, type[Message[Any]]], Callable[..., Any]] = {}
+    ended = []
+    for name, function in vars(cls).items():
+        for role, kind in getattr(function, "__tauraft__", ()):
+            where = f"{cls.__name__}.{name}"
+            if inspect.iscoroutinefunction(function):
+                raise TypeError(f"{where}: a handler cannot be async: it runs inside the log, and answers at once")
+            if len(inspect.signature(function).parameters) != _ARGUMENTS[role]:
+                raise TypeError(f"{where}: @{role} handlers take {_ARGUMENTS[role]} parameters, self included")
+            if kind is None:
+                ended.append(function)
+                continue
+            if getattr(kind, "fsm", None) != cls.fsm_name:
+                raise TypeError(f"{where}: {kind.__name__} belongs to {getattr(kind, 'fsm', None)!r}, not {cls.fsm_name!r}")
+            if not issubclass(kind, Query if role == "answers" else Command):
+                raise TypeError(f"{where}: @{role} does not take {kind.__name__}")
+            if (role, kind) in found:
+                raise TypeError(f"{where}: {kind.__name__} has a handler already")
+            message_codec(kind)
+            compile_codec(answer_hint(kind))
+            found[role, kind] = function
+    for role, kind in found:
+        if role == "withdraws" and ("applies", kind) not in found:
+            raise TypeError(f"{cls.__name__}: {kind.__name__} is withdrawn but never applied")
+    return found, tuple(ended)
+
+
+def answer_hint(kind: type[Message[Any]]) -> Any:
+    """The ``R`` of ``Command[R]`` or ``Query[R]``. Raises ``TypeError`` where it was left out."""
+    for ancestor in kind.__mro__:
+        for base in ancestor.__dict__.get("__orig_bases__", ()):
+            origin = typing.get_origin(base)
+            if isinstance(origin, type) and issubclass(origin, Message) and typing.get_args(base):
+                hint = typing.get_args(base)[0]
+                if not isinstance(hint, TypeVar):
+                    return hint
+    raise TypeError(f"{kind.__name__} does not say what it is answered with: subclass Command[int], Query[str | None], ...")
