@@ -4,7 +4,8 @@ Everything durable in tauraft goes through this small surface, so that a test ca
 log and the disk: ``RealFileSystem`` calls the operating system, ``MemoryFileSystem`` keeps what a disk would
 have kept.  What both promise, and no more:
 
-- bytes written are durable after ``File.sync_data`` returned, not before; without it any part of a write may be missing after a crash;
+- bytes written are durable after ``File.sync_data`` returned, not before; without it any part of a write may be
+  missing after a crash;
 - a name created, renamed or removed is durable after ``sync_directory`` of its directory returned, and only then;
 - a rename within one directory is atomic: after a crash the old state or the new one, never a mixture;
 - a ``sync_data`` that raised leaves it unknown what is durable, for good: a later one that succeeds proves nothing.
@@ -41,7 +42,10 @@ class File(Protocol):
         """All of ``data`` at ``offset``. After an error any part of it may be in the file."""
 
     def sync_data(self) -> None:
-        """Returns when all written so far, and the size, would survive a power cut. Never call it again after it raised."""
+        """Returns when all written so far, and the size, would survive a power cut.
+
+        Never call it again after it raised.
+        """
 
     def size(self) -> int: ...
 
@@ -260,8 +264,8 @@ def _resize(content: bytearray, size: int) -> None:
 class MemoryFileSystem:
     """A file system in memory with the crash behaviour of a disk, for the simulator and for tests.
 
-    ``reboot(random)`` gives one of the states a crash could have left, chosen by ``random``; ``reboot()`` the poorest one.
-    The fault switches are the methods between ``lose_power_after`` and ``flip``.
+    ``reboot(random)`` gives one of the states a crash could have left, chosen by ``random``; ``reboot()`` the
+    poorest one. The fault switches are the methods between ``lose_power_after`` and ``flip``.
     """
 
     def __init__(self, capacity_bytes: int = 1 << 40) -> None:
@@ -287,7 +291,10 @@ class MemoryFileSystem:
         self._power_until = self._operations + operations
 
     def reboot(self, random: Random | None = None) -> None:
-        """Power off, if it is not already, and on again: what was not durable is lost, or is torn as ``random`` decides."""
+        """Power off, if it is not already, and on again:
+
+        what was not durable is lost, or is torn as ``random`` decides.
+        """
         self._boot += 1
         self._is_off = False
         self._power_until = None
@@ -296,7 +303,10 @@ class MemoryFileSystem:
         self._settle(self._root, random, seen)
 
     def fail_syncs(self, count: int | None = 1, *, prefix: str = "") -> None:
-        """The next ``count`` syncs (None: all) of paths starting with ``prefix`` raise EIO, and lose what they should have kept."""
+        """The next ``count`` syncs (None:
+
+        all) of paths starting with ``prefix`` raise EIO, and lose what they should have kept.
+        """
         self._failing_syncs = -1 if count is None else count
         self._failing_prefix = prefix
 

@@ -29,12 +29,17 @@ class StorageError(Exception):
 
 
 class LogCorrupt(StorageError, DataDirectoryError):
-    """What is on disk is not what was written. Raised by ``open``, or by a ``read`` that meets it; nothing was changed."""
+    """What is on disk is not what was written.
+
+    Raised by ``open``, or by a ``read`` that meets it; nothing was changed.
+    """
 
     def __init__(self, path: str, offset: int, what: str) -> None:
         super().__init__(
-            f"{path}: {what} at byte {offset}. Nothing was changed. If other members of the cluster hold the log, move this data "
-            "directory away and start again: the node rejoins as a new member; if this was the last one, `tauraft recover` saves what can be read."
+            f"{path}: {what} at byte {offset}. Nothing was changed. If other members of the cluster hold the log, "
+            f"move this data "
+            "directory away and start again: the node rejoins as a new member; if this was the last one, `tauraft "
+            "recover` saves what can be read."
         )
         self.path = path
         self.offset = offset
@@ -46,7 +51,10 @@ class StorageFull(StorageError):
 
 
 class StorageFailed(StorageError):
-    """A sync or write failed, so that what is on disk is unknown. Final: each later call raises it too; stop the node."""
+    """A sync or write failed, so that what is on disk is unknown.
+
+    Final: each later call raises it too; stop the node.
+    """
 
 
 @contextmanager
@@ -110,14 +118,15 @@ class LogStore(Protocol):
         """Write ``entries``, consecutive, and the hard state in one sync.
 
         They start at most at ``last_index + 1``; when they start lower, what was there from their first index on is
-        replaced, in the same sync. Raises ``StorageFull``, ``StorageFailed``; ``ValueError`` for a hole, or an index at or below the base.
+        replaced, in the same sync. Raises ``StorageFull``, ``StorageFailed``; ``ValueError`` for a hole, or an index
+        at or below the base.
         """
 
     def save_hard_state(self, hard_state: HardState) -> None:
         """As ``append`` without entries."""
 
     def read(self, low: Index, high: Index, max_bytes: int) -> list[Entry]:
-        """Entries ``low <= index < high``, as many as fit ``max_bytes`` of data, but at least one of a range that is not empty.
+        """Entries ``low <= index < high``, as many as fit ``max_bytes`` of data, but at least one.
 
         Recent entries come from memory. Raises ``Compacted``, ``LogCorrupt``; ``ValueError`` beyond the end.
         """

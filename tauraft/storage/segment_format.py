@@ -8,12 +8,13 @@ A segment is a file of frames, then zeros. Little-endian throughout::
     entry   = data_length:u32 index:u64 term:u64 kind:u8 crc:u32 data
 
 ``chain`` is the CRC32C of all bytes of the segment before the frame: a frame is only good after exactly the frames it
-was written behind. The trailer's crc covers header and payload. ``synced_up_to`` is a position, ``segment << 32 | offset``: what lay before
-it was on disk before this frame was written.
+was written behind. The trailer's crc covers header and payload. ``synced_up_to`` is a position, ``segment << 32 |
+offset``: what lay before it was on disk before this frame was written.
 
 A frame that is not good, with nothing good behind it that claims it was synced, was the last write:
 
-- *torn*: it visibly never arrived whole (its end is missing, or a whole sector of its header). It was not acknowledged: cut.
+- *torn*: it visibly never arrived whole (its end is missing, or a whole sector of its header). It was not
+  acknowledged: cut.
 - *suspect*: all parts are there and disagree. A tear in the middle, or a flipped bit in a record that was acknowledged.
 
 If a later frame claims it was synced, it is corruption whatever it looks like.
@@ -167,7 +168,10 @@ def _is_trailer_missing(data: bytes, frame: Frame, written: int) -> bool:
 
 
 def _has_empty_sector(data: bytes, start: int, end: int, low: int, high: int) -> bool:
-    """Whether one of the sectors that share ``[start, end)`` has only zeros in ``[low, high)``. Disks write whole sectors."""
+    """Whether one of the sectors that share ``[start, end)`` has only zeros in ``[low, high)``.
+
+    Disks write whole sectors.
+    """
     sector = start - start % SECTOR_BYTES
     while sector < end:
         if not any(data[max(low, sector) : min(high, sector + SECTOR_BYTES)]):

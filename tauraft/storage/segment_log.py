@@ -5,10 +5,10 @@ first frame is written to, the others are sealed.  Every change is a frame: entr
 the state of everything else (``STATE``: a truncation, a reset, a compaction).  Replaying the frames of all segments in
 order gives the log; an entry written again replaces what was there from its index on.
 
-A new segment's first frame says where the previous segment ended (``previous_end``, ``previous_chain``), so what lies behind that point
-there does not count.  That is also how a bad tail is cut: nothing is wiped, the next write goes
-to a new segment.  Behind its end a sealed segment has an ``INDEX`` frame, by which ``open`` takes it over with one CRC of
-the file instead of reading each record; without it the frames are read one by one.
+A new segment's first frame says where the previous segment ended (``previous_end``, ``previous_chain``), so what
+lies behind that point there does not count.  That is also how a bad tail is cut: nothing is wiped, the next write goes
+to a new segment.  Behind its end a sealed segment has an ``INDEX`` frame, by which ``open`` takes it over with one
+CRC of the file instead of reading each record; without it the frames are read one by one.
 
 The next segment is prepared (filled with zeros, a step with each append) before it is needed.
 In memory: 8 bytes an entry for its place, and the recent entries themselves up to ``cache_bytes``.
@@ -169,14 +169,11 @@ class _RecentEntries:
         self._size += sum([len(entry.data) for entry in entries]) + ENTRY_OVERHEAD * len(entries)
         if self._size > self._limit:
             # A quarter at a time: dropping one by one would move the whole list each time.
-            kept = self._size
-            count = 0
-            for count, entry in enumerate(self._entries, 1):
-                kept -= len(entry.data) + ENTRY_OVERHEAD
-                if kept <= self._limit * 3 // 4:
-                    break
-            del self._entries[:count]
-            self._size = kept
+            dropped = 0
+            while self._size > self._limit * 3 // 4:
+                self._size -= len(self._entries[dropped].data) + ENTRY_OVERHEAD
+                dropped += 1
+            del self._entries[:dropped]
 
     def cut_to(self, last: Index) -> None:
         if self._entries and self._entries[-1].index > last:
@@ -194,8 +191,8 @@ class _RecentEntries:
 class _Segment:
     """A segment to write to.
 
-    ``end``: behind its last good frame; ``filled``: zeros are written and synced up to there; ``dirty_to``: a write that
-    failed may have left bytes up to there; ``entry_count``: how many places its INDEX frame has to have room for.
+    ``end``: behind its last good frame; ``filled``: zeros are written and synced up to there; ``dirty_to``: a write
+    that failed may have left bytes up to there; ``entry_count``: how many places its INDEX frame has to have room for.
     """
 
     __slots__ = ("chain", "dirty_to", "end", "entry_count", "file", "filled", "number", "path", "size")
@@ -215,8 +212,9 @@ class _Segment:
 class SegmentLog:
     """A ``LogStore`` in ``directory``, which exists. One thread at a time.
 
-    Segments double in size from ``first_segment_bytes`` to ``segment_bytes``, so that a thousand idle logs on one disk stay small.
-    ``must_exist``: this log has been here before; an empty directory is then corruption, not a new log (its votes would be lost).
+    Segments double in size from ``first_segment_bytes`` to ``segment_bytes``, so that a thousand idle logs on one
+    disk stay small. ``must_exist``: this log has been here before; an empty directory is then corruption, not a new
+    log (its votes would be lost).
     """
 
     def __init__(
@@ -447,7 +445,10 @@ class SegmentLog:
 
     @contextmanager
     def _final(self) -> Iterator[None]:
-        """Around syncs and reads: whatever fails is final, a full disk too (the log could no longer say what it holds)."""
+        """Around syncs and reads:
+
+        whatever fails is final, a full disk too (the log could no longer say what it holds).
+        """
         try:
             yield
         except OSError as error:
@@ -564,7 +565,10 @@ class SegmentLog:
                 segment.file.write(segment.end, frame)
 
     def _drop_unneeded(self) -> None:
-        """Unlink the segments before the one with the first entry. A crash here leaves some: ``open`` drops them again."""
+        """Unlink the segments before the one with the first entry.
+
+        A crash here leaves some: ``open`` drops them again.
+        """
         first = self._index.first
         oldest = self._index.place(first) >> 32 if first <= self._index.last else self._number + 1
         unneeded = [number for number in self._sealed if number < oldest]
@@ -686,7 +690,8 @@ class _Recovery:
             raise LogCorrupt(
                 self._path(missing),
                 0,
-                f"entries {self.state.base + 1} to {self._index.first - 1} are gone: the segment is missing or its beginning is damaged",
+                f"entries {self.state.base + 1} to {self._index.first - 1} are gone: the segment is missing or its "
+                f"beginning is damaged",
             )
 
     def _check_that_nothing_was_here(self, numbers: Sequence[int], must_exist: bool) -> None:

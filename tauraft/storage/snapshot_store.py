@@ -5,10 +5,10 @@ membership, name, size and SHA-256 of each file, and ``extra``, bytes of the nod
 Its id is the SHA-256 of the manifest, so that whoever knows the id can check every byte.  What is in the files is
 not this module's affair.
 
-Writing: ``tmp-*`` -> files synced -> manifest synced -> directory synced -> rename -> parent synced (SAFETY 24); a crash
-leaves all of it or a ``tmp-*`` that ``open`` sweeps.  A snapshot comes over the wire as its manifest, then chunks of the files laid
-end to end, in any order, any number of times (``SnapshotReceiver``).  Names in a manifest from the wire are checked before
-they are used as file names.
+Writing: ``tmp-*`` -> files synced -> manifest synced -> directory synced -> rename -> parent synced (SAFETY 24); a
+crash leaves all of it or a ``tmp-*`` that ``open`` sweeps.  A snapshot comes over the wire as its manifest, then
+chunks of the files laid end to end, in any order, any number of times (``SnapshotReceiver``).  Names in a manifest
+from the wire are checked before they are used as file names.
 
 A snapshot that does not verify is skipped with a warning and left where it is: someone may want to look at it.
 Synchronous; one thread at a time for a store, and one for each writer, reader and receiver.
@@ -125,16 +125,25 @@ class SnapshotStore:
                 remove_tree(self._files, posixpath.join(self._directory, name))
 
     def begin(self, meta: SnapshotMeta) -> SnapshotWriter:
-        """Start a snapshot at ``meta`` (its ``id`` is given by ``commit``). Raises ``StorageFull``, as all writing here."""
+        """Start a snapshot at ``meta`` (its ``id`` is given by ``commit``).
+
+        Raises ``StorageFull``, as all writing here.
+        """
         return SnapshotWriter(self._files, self._directory, self._new_temporary(), meta)
 
     def receive(self, encoded_manifest: bytes) -> SnapshotReceiver:
-        """Start to take a snapshot from a peer. Raises ``SnapshotCorrupt``. The caller compares the id with the one announced."""
+        """Start to take a snapshot from a peer.
+
+        Raises ``SnapshotCorrupt``. The caller compares the id with the one announced.
+        """
         manifest = decode_manifest(encoded_manifest)
         return SnapshotReceiver(self._files, self._directory, self._new_temporary(), manifest)
 
     def list(self) -> Sequence[Manifest]:
-        """All snapshots with a sound manifest, newest first; the files are not read. Others are skipped with a warning."""
+        """All snapshots with a sound manifest, newest first; the files are not read.
+
+        Others are skipped with a warning.
+        """
         manifests = []
         for name in reversed(self._files.list_directory(self._directory)):
             if not _DIRECTORY_NAME.fullmatch(name):
@@ -172,7 +181,10 @@ class SnapshotStore:
         raise SnapshotNotFound(f"there is no snapshot {identifier.hex()} in {self._directory}")
 
     def reap(self, keep: int = 3) -> Sequence[Manifest]:
-        """Remove all but the newest ``keep`` of those with a sound manifest; returns the removed. Open readers go on."""
+        """Remove all but the newest ``keep`` of those with a sound manifest; returns the removed.
+
+        Open readers go on.
+        """
         removed = self.list()[keep:]
         for manifest in removed:
             # Renamed first: one that is half gone must not look like a corrupt one.
@@ -362,7 +374,10 @@ class SnapshotReceiver(_Unfinished):
         return missing
 
     def commit(self) -> Manifest:
-        """Verify every file and publish. Raises ``SnapshotCorrupt``: what came is not what the manifest says; ``cancel`` and start again."""
+        """Verify every file and publish.
+
+        Raises ``SnapshotCorrupt``: what came is not what the manifest says; ``cancel`` and start again.
+        """
         self._check_open()
         if self.missing():
             raise ValueError("the snapshot is not complete")

@@ -14,13 +14,16 @@ from tauraft.storage.memory_log import MemoryLog
 from tauraft.storage.segment_log import SegmentLog
 from tauraft.testing.log_store_suite import CHECKS, Home, Place, check_log_store, check_power_cuts
 
-SMALL = {"segment_bytes": 2048, "first_segment_bytes": 512, "cache_bytes": 600}
+
+def small_log(directory: str, files: FileSystem | None = None) -> SegmentLog:
+    """Small enough to go on to a new segment, and to read from disk, every few entries."""
+    return SegmentLog(directory, files=files, segment_bytes=2048, first_segment_bytes=512, cache_bytes=600)
 
 
 def small_segment_log(files: FileSystem) -> LogStore:
     files.make_directory("/log")
     files.sync_directory("/")
-    return SegmentLog("/log", files=files, **SMALL)
+    return small_log("/log", files)
 
 
 def place_of(kind: str, tmp_path: Path) -> Place:
@@ -36,7 +39,7 @@ def place_of(kind: str, tmp_path: Path) -> Place:
         directory = tmp_path / str(next(numbers))
         directory.mkdir()
         if kind == "segment, small":
-            return lambda: SegmentLog(str(directory), **SMALL)
+            return lambda: small_log(str(directory))
         return lambda: SegmentLog(str(directory))
 
     return new_home

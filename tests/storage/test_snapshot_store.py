@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -195,7 +196,7 @@ def test_a_power_cut_at_any_operation_leaves_all_or_nothing() -> None:
             found = [manifest.meta.index for manifest in store.list()]
             newest = store.newest()
             assert (newest.meta.index if newest else 0) in (done, done + 1), (operation, seed)
-            assert not found or newest is not None and newest.meta.index == found[0]
+            assert not found or (newest is not None and newest.meta.index == found[0])
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -265,8 +266,8 @@ def test_receiving_what_is_there_already_replaces_it() -> None:
         lambda files: [*files, files[0]],
         lambda files: [SnapshotFile("a", -1, bytes(32))],
         lambda files: [SnapshotFile("a", 1, b"short")],
-        lambda files: [SnapshotFile("a", 1, "text")],
-        lambda files: [SnapshotFile(b"a", 1, bytes(32))],
+        lambda files: [replace(files[0], sha256="text")],
+        lambda files: [replace(files[0], name=b"a")],
     ],
 )
 def test_a_hostile_manifest_is_refused(change: Callable[[list[SnapshotFile]], list[SnapshotFile]]) -> None:
