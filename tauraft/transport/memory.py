@@ -1,14 +1,14 @@
 """A network in memory whose links fail as told: the twin of the libp2p transport for tests and the simulator.
 
 ``MemoryNetwork`` holds who is up and the state of every directed link; ``network.transport(peer_id)`` is a node on
-it.  Time is anyio's clock and chance is the given ``random``, so under trio's ``MockClock`` and deterministic scheduling equal
-seeds give equal runs; nothing here iterates over a set.
+it.  Time is anyio's clock and chance is the given ``random``, so under trio's ``MockClock`` and deterministic
+scheduling equal seeds give equal runs; nothing here iterates over a set.
 
 How a link behaves: it delays each frame by a draw from ``delay_s`` and keeps order, as TCP does.  ``loss`` and
-``duplication`` concern one-way frames only (a late duplicate is what a reconnection can bring).  A cut link loses one-way
-frames and holds stream frames back; a cut that lasts ``SILENCE_S`` ends streams across it, and tells channels, as
-pings that are not answered would.  A node that stops (``network.stop``, or leaving its ``async with``) ends them at
-once, as a killed process's sockets do.
+``duplication`` concern one-way frames only (a late duplicate is what a reconnection can bring).  A cut link loses
+one-way frames and holds stream frames back; a cut that lasts ``SILENCE_S`` ends streams across it, and tells
+channels, as pings that are not answered would.  A node that stops (``network.stop``, or leaving its ``async with``)
+ends them at once, as a killed process's sockets do.
 
 Each node has one task, which delivers what is due from a heap; a frame costs no task and, without delay, no timer.
 """
@@ -355,7 +355,12 @@ class MemoryTransport:
         self._push(_Delivery(due_s, self._order, run))
 
     def schedule_frame(
-        self, due_s: float, channel: MemoryChannel, sender: str, frame: bytes, counted: tuple[dict[str, int], str] | None
+        self,
+        due_s: float,
+        channel: MemoryChannel,
+        sender: str,
+        frame: bytes,
+        counted: tuple[dict[str, int], str] | None,
     ) -> None:
         self._order += 1
         self._push(_Delivery(due_s, self._order, None, channel, sender, frame, counted))

@@ -3,8 +3,8 @@
 A ``Transport`` is a node's presence on the network under one proven *peer id*.  It carries two kinds of traffic:
 
 - A ``Channel`` per namespace: Raft's one-way frames.  A frame may be lost, whole; it is never torn, and of two frames
-  that arrive over one connection the first sent comes first.  Sending never waits: a full queue says ``False`` and drops
-  that frame alone.  Raft asks again for what it misses, so nothing here is retried.
+  that arrive over one connection the first sent comes first.  Sending never waits: a full queue says ``False`` and
+  drops that frame alone.  Raft asks again for what it misses, so nothing here is retried.
 - ``MessageStream``: both ways and complete, for commands, joins and peer exchange.  Every frame sent before the end
   arrives, in order, or the stream ends with ``StreamClosed`` and the sender does not know which of the last ones did.
 
@@ -104,7 +104,7 @@ class MessageStream(Protocol):
         """Never waits. Raises ``StreamClosed``, ``StreamOverloaded``, or ``ValueError`` for a frame over the limit."""
 
     async def receive(self) -> list[bytes]:
-        """The frames that have arrived, at least one. Cancelling it loses nothing. Raises ``StreamClosed`` at the end."""
+        """The frames that have arrived, at least one; cancelling loses nothing. Raises ``StreamClosed`` at the end."""
 
     async def aclose(self) -> None:
         """Frames already sent are given ``CONNECT_TIMEOUT_S`` to leave. Closing twice does nothing."""

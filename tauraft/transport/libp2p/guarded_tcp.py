@@ -1,0 +1,142 @@
+"""A guard around py-libp2p's raw TCP connections; without it the library is not usable (FACTS.md).
+
+What it changes, and which trap that closes:
+
+- a write runs shielded, with a time limit of its own: a cancelled caller cannot tear a frame, which would end the
+  connection for everyone on it, and a stopped peer cannot block a writer for ever;
+- reads fill a 64 KiB buffer: the layers above ask for 2 and 12 bytes at a time;
+- closing never waits, and ends the accepted connection's task, which else holds its slot until the host ends (the
+  host refuses everyone after the 250th connection of its life);
+- listening does not share its port: py-libp2p sets SO_REUSEPORT, with which an occupied port looks free.
+"""
+
+from __future__ import annotations
+
+import socket as stdlib_socket
+from typing import Any
+
+import trio
+from libp2p.abc import IRawConnection
+from libp2p.custom_types import THandler
+from libp2p.io.abc import ReadWriteCloser
+from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.transport.exceptions import OpenConnectionError
+from libp2p.transport.tcp.tcp import TCP, TCPListener
+from libp2p.utils.multiaddr_utils import extract_ip_from_multiaddr
+from multiaddr import Multiaddr
+
+WRITE_TIMEOUT_S = 2.0
+_READ_BYTES = 64 << 10
+
+
+class GuardedStream(ReadWriteCloser):  # type: ignore[misc]
+    """One raw connection."""
+
+    def __init__(self, inner: Any, write_timeout_s: float = WRITE_TIMEOUT_S) -> None:
+        self._inner = inner
+        self._write_timeout_s = write_timeout_s
+        self._buffer = b""
+        self.closed = trio.Event()
+
+    async def write(self, data: bytes) -> None:
+        if self.closed.is_set():
+            raise ConnectionClosedError("the connection is closed", transport="tcp")
+        with trio.CancelScope(shield=True), trio.move_on_after(self._write_timeout_s) as limit:
+            await self._inner.write(data)
+        if limit.cancelled_caught:
+            # What was written of the frame cannot be taken back: the connection is of no use to anyone.
+            self.close_now()
+            raise ConnectionClosedError(f"the peer took nothing for {self._write_timeout_s:g} s", transport="tcp")
+
+    async def read(self, n: int | None = None) -> bytes:
+        if not self._buffer:
+            if n is None or n >= _READ_BYTES:
+                return bytes(await self._inner.read(n))
+            self._buffer = await self._inner.read(_READ_BYTES)
+        else:
+            await trio.lowlevel.checkpoint()
+        data = self._buffer if n is None else self._buffer[:n]
+        self._buffer = self._buffer[len(data) :]
+        return data
+
+    async def close(self) -> None:
+        self.close_now()
+        await trio.lowlevel.checkpoint()
+
+    def close_now(self) -> None:
+        """Readers and writers of it fail at once; nothing is awaited, so a stopped peer cannot hold us up."""
+        if not self.closed.is_set():
+            self.closed.set()
+            self._inner.stream.socket.close()
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        address: tuple[str, int] | None = self._inner.get_remote_address()
+        return address
+
+
+class GuardedTCP(TCP):  # type: ignore[misc]
+    """Given to ``new_host(transports=[...])``."""
+
+    async def dial(self, maddr: Multiaddr) -> IRawConnection:
+        connection = await super().dial(maddr)
+        # Typed as the interface, made as RawConnection, whose ``stream`` is what is read and written.
+        raw: Any = connection
+        raw.stream.get_remote_address()  # remembered while the socket can still say it
+        raw.stream = GuardedStream(raw.stream)
+        return connection
+
+    def create_listener(self, handler_function: THandler) -> TCPListener:
+        async def serve(stream: Any) -> None:
+            guarded = GuardedStream(stream)
+            async with trio.open_nursery() as nursery:
+
+                async def run() -> None:
+                    await handler_function(guarded)
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(run)
+                await guarded.closed.wait()
+                nursery.cancel_scope.cancel()
+
+        return ExclusiveListener(serve)
+
+
+class ExclusiveListener(TCPListener):  # type: ignore[misc]
+    """Refuses a port that another process, or another host of this one, listens on."""
+
+    async def listen(self, maddr: Multiaddr) -> None:
+        probe = bind_exclusively(str(extract_ip_from_multiaddr(maddr)), int(str(maddr.value_for_protocol("tcp"))))
+        # The library binds with SO_REUSEPORT, which does not go together with our socket: ours makes room for it.
+        probe.close()
+        await super().listen(maddr)
+
+
+def bind_exclusively(host: str, port: int) -> stdlib_socket.socket:
+    """A bound, non-blocking TCP socket. Raises ``OpenConnectionError``."""
+    family = stdlib_socket.AF_INET6 if ":" in host else stdlib_socket.AF_INET
+    sock = stdlib_socket.socket(family, stdlib_socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(128)
+    except OSError as error:
+        sock.close()
+        raise OpenConnectionError(f"{host}:{port}: {error.strerror}") from error
+    return sock
+
+
+def guarded_stream_of(muxed_connection: Any) -> GuardedStream | None:
+    """The raw connection under a muxed one, whatever the library's layers between are called."""
+    layer = muxed_connection
+    for _ in range(12):
+        if isinstance(layer, GuardedStream):
+            return layer
+        for name in ("secured_conn", "conn", "read_writer", "read_write_closer", "stream"):
+            below = getattr(layer, name, None)
+            if below is not None:
+                layer = below
+                break
+        else:
+            return None
+    return None
