@@ -1,0 +1,1 @@
+"""The bundled state machines: plugins on the public hook like anyone's, with no privilege."""

@@ -1,0 +1,1 @@
+"""Locks: messages and handles."""

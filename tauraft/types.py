@@ -1,0 +1,127 @@
+"""The data classes that calls return, shared by all primitives. Frozen; instants are aware UTC datetimes, durations float seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, overload
+
+R = TypeVar("R")
+
+Consistency: TypeAlias = Literal["linearizable", "lease", "stale"]
+Revision: TypeAlias = int
+Bytes: TypeAlias = bytes | str  # str is stored as UTF-8; what comes back is always bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose session it is: ``label`` is what its process calls itself."""
+
+    session: int
+    peer_id: str
+    host: str
+    pid: int
+    label: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    peer_id: str
+    addresses: tuple[str, ...]
+    role: Literal["voter", "learner"]
+    host: str
+    is_leader: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a node knows of its cluster. ``hosts``, ``disks``: how many the quorum really spans."""
+
+    namespace: str
+    cluster_id: str
+    peer_id: str
+    state: str
+    term: int
+    leader: Member | None
+    members: tuple[Member, ...]
+    commit_index: int
+    applied_index: int
+    revision: Revision
+    holder_pid: int
+    hosts: int
+    disks: int
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A key's value with its history in numbers. ``expires_in``: seconds, None: never."""
+
+    key: str
+    value: bytes
+    revision: Revision
+    created_revision: Revision
+    version: int
+    lease: int | None = None
+    expires_in: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PutResult:
+    revision: Revision
+    previous: Entry | None
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Sequence[R], Generic[R]):
+    """Everything of it at ONE revision. ``cursor`` None: that was all."""
+
+    items: tuple[R, ...]
+    revision: Revision
+    cursor: str | None = None
+
+    @overload
+    def __getitem__(self, place: int) -> R: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[R]: ...
+    def __getitem__(self, place: int | slice) -> R | Sequence[R]:
+        return self.items[place]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[R]:
+        return iter(self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows(Sequence[tuple[Any, ...]]):
+    """What a query of SQL gave. ``applied_index``: the projection had reached it."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    applied_index: int
+
+    @overload
+    def __getitem__(self, place: int) -> tuple[Any, ...]: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[tuple[Any, ...]]: ...
+    def __getitem__(self, place: int | slice) -> tuple[Any, ...] | Sequence[tuple[Any, ...]]:
+        return self.rows[place]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        return iter(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class LockInfo:
+    name: str
+    holder: Owner | None
+    token: int | None
+    reason: str | None
+    since: datetime | None
+    waiters: tuple[Owner, ...]
