@@ -21,7 +21,6 @@ from __future__ import annotations
 import posixpath
 import sys
 from array import array
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -30,6 +29,7 @@ from typing import Any
 from crc32c import crc32c
 
 from tauraft.core.messages import Entry, EntryKind, HardState, Index, SnapshotMeta, Term
+from tauraft.storage.entry_index import EntryIndex, RecentEntries, runs_of
 from tauraft.storage.file_system import File, FileSystem, RealFileSystem, preallocate
 from tauraft.storage.log_store import (
     Compacted,
@@ -76,118 +76,6 @@ _READ_BYTES = 256 * 1024
 _KINDS = tuple(EntryKind)
 
 
-class _EntryIndex:
-    """Where each entry lies, and its term: 8 bytes an entry, and a run for each change of term."""
-
-    def __init__(self, first: Index) -> None:
-        self.first = first
-        self._places = array("Q")
-        self._dropped = 0  # how many places at the beginning of the array no longer count
-        self._run_starts: list[Index] = []
-        self._run_terms: list[Term] = []
-
-    @property
-    def last(self) -> Index:
-        return self.first + len(self._places) - self._dropped - 1
-
-    def restart(self, first: Index) -> None:
-        self.__init__(first)  # type: ignore[misc]
-
-    def place(self, index: Index) -> int:
-        return self._places[index - self.first + self._dropped]
-
-    def term(self, index: Index) -> Term:
-        return self._run_terms[bisect_right(self._run_starts, index) - 1]
-
-    def extend(self, places: array[int], terms: Sequence[tuple[Index, Term]]) -> None:
-        self._places.extend(places)
-        for start, term in terms:
-            if not self._run_terms or self._run_terms[-1] != term:
-                self._run_starts.append(start)
-                self._run_terms.append(term)
-
-    def cut_to(self, last: Index) -> None:
-        if last < self.first - 1:
-            self.restart(last + 1)
-        elif last < self.last:
-            del self._places[last + 1 - self.first + self._dropped :]
-            runs = bisect_right(self._run_starts, last)
-            del self._run_starts[runs:], self._run_terms[runs:]
-
-    def drop_to(self, base: Index) -> None:
-        if base >= self.last:
-            self.restart(base + 1)
-        elif base >= self.first:
-            self._dropped += base + 1 - self.first
-            self.first = base + 1
-            if self._dropped > len(self._places) // 2:
-                del self._places[: self._dropped]
-                self._dropped = 0
-            runs = bisect_right(self._run_starts, self.first) - 1
-            del self._run_starts[:runs], self._run_terms[:runs]
-
-    def runs(self, first: Index) -> list[tuple[Index, Term]]:
-        """The runs of terms from ``first`` on."""
-        return [
-            (max(start, first), term)
-            for position, (start, term) in enumerate(zip(self._run_starts, self._run_terms, strict=True))
-            if position + 1 == len(self._run_starts) or self._run_starts[position + 1] > first
-        ]
-
-    def first_in(self, segment: int) -> Index:
-        """The first entry that lies in ``segment`` or a later one; ``last + 1`` if there is none."""
-        low, high = self.first, self.last + 1
-        while low < high:
-            middle = (low + high) // 2
-            if self.place(middle) >> 32 < segment:
-                low = middle + 1
-            else:
-                high = middle
-        return low
-
-    def offsets(self, first: Index) -> array[int]:
-        """The low halves of the places from ``first`` on."""
-        places = self._places[first - self.first + self._dropped :]
-        return array("I", (place & 0xFFFFFFFF for place in places))
-
-
-class _RecentEntries:
-    """The end of the log, as much of it as fits a bound."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit = limit_bytes
-        self._entries: list[Entry] = []
-        self._size = 0
-
-    def clear(self) -> None:
-        self._entries.clear()
-        self._size = 0
-
-    def append(self, entries: Sequence[Entry]) -> None:
-        self.cut_to(entries[0].index - 1)
-        self._entries.extend(entries)
-        self._size += sum([len(entry.data) for entry in entries]) + ENTRY_OVERHEAD * len(entries)
-        if self._size > self._limit:
-            # A quarter at a time: dropping one by one would move the whole list each time.
-            dropped = 0
-            while self._size > self._limit * 3 // 4:
-                self._size -= len(self._entries[dropped].data) + ENTRY_OVERHEAD
-                dropped += 1
-            del self._entries[:dropped]
-
-    def cut_to(self, last: Index) -> None:
-        if self._entries and self._entries[-1].index > last:
-            keep = max(0, last + 1 - self._entries[0].index)
-            self._size -= sum([len(entry.data) + ENTRY_OVERHEAD for entry in self._entries[keep:]])
-            del self._entries[keep:]
-
-    def read(self, low: Index, high: Index) -> list[Entry] | None:
-        """The range, or None when it is not all here."""
-        if not self._entries or low < (first := self._entries[0].index):
-            return None
-        return self._entries[low - first : high - first]
-
-
 class _Segment:
     """A segment to write to.
 
@@ -232,8 +120,8 @@ class SegmentLog:
         self._segment_bytes = segment_bytes
         self._first_segment_bytes = min(first_segment_bytes, segment_bytes)
         self._must_exist = must_exist
-        self._index = _EntryIndex(1)
-        self._recent = _RecentEntries(cache_bytes)
+        self._index = EntryIndex(1)
+        self._recent = RecentEntries(cache_bytes)
         self._state = LogState()  # its last_index is not kept up: the index knows
         self._current: _Segment | None = None
         self._must_roll = False
@@ -307,7 +195,7 @@ class SegmentLog:
             place = self._write(FrameKind.APPEND, pieces, length, len(entries)) + HEADER_BYTES
             if kept_last < self._index.last:
                 self._index.cut_to(kept_last)
-            self._index.extend(array("Q", [place + offset for offset in offsets]), _runs_of(entries))
+            self._index.extend(array("Q", [place + offset for offset in offsets]), runs_of(entries))
             self._recent.append(entries)
         else:
             self._write(FrameKind.APPEND, pieces, length, 0)
@@ -634,16 +522,6 @@ def _index_bytes(entry_count: int) -> int:
     return FRAME_OVERHEAD + 256 + 4 * entry_count
 
 
-def _runs_of(entries: Sequence[Entry]) -> list[tuple[Index, Term]]:
-    runs: list[tuple[Index, Term]] = []
-    term = -1
-    for entry in entries:
-        if entry.term != term:
-            term = entry.term
-            runs.append((entry.index, term))
-    return runs
-
-
 def _decode_entry(data: bytes, start: int) -> Entry | None:
     """The entry there, if it is all there and what was written."""
     crc_at = start + ENTRY_HEAD.size
@@ -659,7 +537,7 @@ def _decode_entry(data: bytes, start: int) -> Entry | None:
 class _Recovery:
     """Finds the segments that count and replays them into an index and a state. Changes nothing on disk."""
 
-    def __init__(self, files: FileSystem, directory: str, index: _EntryIndex) -> None:
+    def __init__(self, files: FileSystem, directory: str, index: EntryIndex) -> None:
         self._files = files
         self._directory = directory
         self._index = index

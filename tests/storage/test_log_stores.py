@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tauraft.storage.duckdb_log import DuckDBLog
 from tauraft.storage.file_system import FileSystem, MemoryFileSystem
 from tauraft.storage.log_store import LogStore
 from tauraft.storage.memory_log import MemoryLog
@@ -38,6 +39,10 @@ def place_of(kind: str, tmp_path: Path) -> Place:
             return lambda: small_segment_log(files)
         directory = tmp_path / str(next(numbers))
         directory.mkdir()
+        if kind == "duckdb":
+            return lambda: DuckDBLog(str(directory))
+        if kind == "duckdb, small":
+            return lambda: DuckDBLog(str(directory), segment_bytes=16_000, cache_bytes=2000)
         if kind == "segment, small":
             return lambda: small_log(str(directory))
         return lambda: SegmentLog(str(directory))
@@ -46,7 +51,7 @@ def place_of(kind: str, tmp_path: Path) -> Place:
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("kind", ["memory", "segment", "segment, small", "segment, memory"])
+@pytest.mark.parametrize("kind", ["memory", "segment", "segment, small", "segment, memory", "duckdb", "duckdb, small"])
 def test_conformance(kind: str, check: Callable[[Place], None], tmp_path: Path) -> None:
     check(place_of(kind, tmp_path))
 
