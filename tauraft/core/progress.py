@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from enum import IntEnum
 
-from tauraft.core.messages import Index, Member
+from tauraft.core.messages import Index, Member, SnapshotMeta
 
 
 class ProgressState(IntEnum):
@@ -35,6 +35,7 @@ class Progress:
         "match",
         "member",
         "next_index",
+        "offered",
         "pending_snapshot",
         "sent_commit",
         "sequence",
@@ -50,6 +51,7 @@ class Progress:
         self.is_recently_active = True
         self.is_nudged = False  # owed an Append even if it is empty: a newer commit, or a probe
         self.pending_snapshot: Index = 0
+        self.offered: SnapshotMeta | None = None  # in SNAPSHOT: which one
         self.sent_commit: Index = 0
         self.sequence = 0
         self._max_inflight = max_inflight
@@ -84,6 +86,7 @@ class Progress:
         self.next_index = next_index
         self.is_paused = False
         self.pending_snapshot = 0
+        self.offered = None
         self.sent_commit = min(self.sent_commit, next_index - 1)
         self._inflight.clear()
         self._inflight_bytes = 0

@@ -180,6 +180,7 @@ class Leader:
         raft.election_elapsed += 1
         if raft.election_elapsed >= raft.config.election_ticks:
             raft.election_elapsed = 0
+            self._offer_snapshots_again()
             if raft.config.check_quorum and not self._has_active_quorum():
                 raft.become_follower(raft.term, None)
                 return
@@ -407,6 +408,14 @@ class Leader:
         if meta.index + 1 < raft.log.first_index or meta.index <= progress.match:
             return False  # the driver has no snapshot that reaches the log yet
         progress.become_snapshot(meta.index)
+        progress.offered = meta
         progress.is_nudged = False
         raft.send_now(InstallSnapshot(raft.me, progress.member, raft.term, raft.cluster_id, meta))
         return False
+
+    def _offer_snapshots_again(self) -> None:
+        """The offer, or the answer to it, may have been lost. The same one: a newer would restart a long transfer."""
+        raft = self._raft
+        for member, progress in self.progress.items():
+            if progress.offered is not None and progress.is_recently_active:
+                raft.send_now(InstallSnapshot(raft.me, member, raft.term, raft.cluster_id, progress.offered))
