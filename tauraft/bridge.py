@@ -219,6 +219,17 @@ def mailbox_here() -> AsyncioMailbox | TrioMailbox:
     return found  # type: ignore[no-any-return]
 
 
+def task_here() -> object:
+    """The running task. Raises ``RuntimeError`` outside asyncio and trio."""
+    if asyncio._get_running_loop() is not None:
+        return asyncio.current_task()
+    if "trio" not in sys.modules:
+        raise RuntimeError("no asyncio or trio loop is running here; the blocking twin needs none")
+    import trio
+
+    return trio.lowlevel.current_task()
+
+
 class Completions:
     """The engine's end: who was completed in this turn, by mailbox."""
 

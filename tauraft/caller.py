@@ -177,6 +177,11 @@ class _CallerCore:
             raise errors.Shutdown("not started yet: use `with`, or call start(); nothing was sent")
         self._engine.must_be_usable()
 
+    def whoami(self) -> tuple[str, str, int, str | None]:
+        self._must_be_open()
+        hello = self._hello
+        return self.session.replica, hello.host, hello.pid, hello.label or None
+
     def now(self) -> float:
         return boottime_ns() / 1e9
 

@@ -141,7 +141,7 @@ class Engine:
         except trio.Cancelled:
             done(None, errors.Shutdown("the engine is stopping"))
             raise
-        except Exception as error:  # noqa: BLE001  whoever waits for the task is told
+        except Exception as error:
             done(None, error)
         else:
             done(result, None)

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar, overload
 
 from tauraft import errors
 from tauraft.fsm import Command, Query
+from tauraft.types import Consistency
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -30,7 +31,6 @@ A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
 
-Consistency = Literal["linearizable", "lease", "stale"]
 MAX_NAME_BYTES: Final = 512
 MAX_TIMEOUT_S: Final = 60.0
 
@@ -100,6 +100,9 @@ class Tenure(Protocol):
 
 
 class _TenureMaker(Protocol):
+    def whoami(self) -> tuple[str, str, int, str | None]:
+        """Peer id of the replica it uses (empty while unknown), host, pid, label: shown to those who wait."""
+
     def now(self) -> float:
         """CLOCK_BOOTTIME in seconds. Taken *before* the command is submitted whose answer starts a tenure."""
 
@@ -186,6 +189,27 @@ class LossGuard:
 
     def __exit__(self, *exc: object) -> None:
         pass
+
+
+class AsyncHere:
+    """Where a call is made: what ``reentrant="task"`` means, and whose ``with`` is left."""
+
+    @staticmethod
+    def scope() -> object:
+        """The running task, of asyncio or trio."""
+        from tauraft.bridge import task_here
+
+        return task_here()
+
+
+class Here:
+    """The blocking twin: a thread is the scope."""
+
+    @staticmethod
+    def scope() -> object:
+        from threading import get_ident
+
+        return get_ident()
 
 
 # ---- checks at the call ----

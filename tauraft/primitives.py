@@ -16,9 +16,9 @@ from typing import Any, Literal, Self, TypeVar, overload
 from tauraft import errors
 from tauraft.caller import AsyncCaller, EngineTenure
 from tauraft.fsm import Command, Query
-from tauraft.handle import AsyncSignal, Consistency, check_patience, check_timeout
+from tauraft.handle import AsyncSignal, check_patience, check_timeout
 from tauraft.system.messages import Barrier
-from tauraft.types import Member, Rows, Status
+from tauraft.types import Consistency, Member, Rows, Status
 from tauraft_primitives.kv.handle import AsyncKV
 from tauraft_primitives.locks.handle import AsyncLock
 
@@ -106,6 +106,9 @@ class AsyncPrimitives:
         """All or nothing, across plugins; the answers in order. A command that waits is refused (``InvalidCommand``)."""
         return await self._caller.transaction(commands, check_timeout(timeout))
 
+    def whoami(self) -> tuple[str, str, int, str | None]:
+        return self._caller.whoami()
+
     def now(self) -> float:
         return self._caller.now()
 
@@ -172,7 +175,7 @@ class AsyncPrimitives:
             raise TypeError(f"query must be str, not {type(query).__name__}")
         arguments = {"query": query, "parameters": list(parameters)}
         told = await self._caller.call("sql", arguments, check_timeout(timeout))
-        return Rows(tuple(tuple(row) for row in told["rows"]), tuple(told["columns"]), told["applied_index"])
+        return Rows(tuple(told["columns"]), tuple(tuple(row) for row in told["rows"]), told["applied_index"])
 
     async def status(self) -> Status:
         """What the replica this facade is attached to knows of itself and its cluster."""

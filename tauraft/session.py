@@ -302,6 +302,12 @@ class Session:
     def is_attached(self) -> bool:
         return self._attached
 
+    @property
+    def replica(self) -> str:
+        """The peer id of the replica at hand; empty while there is none."""
+        link = self._link
+        return "" if link is None else link.peer_id
+
     # ---- the link's side ----
 
     def link_up(self, link: Link) -> None:
@@ -417,6 +423,10 @@ class Session:
                 submission.finish(None, self._unavailable("unknown"))
             case Step.SENT:
                 self._withdraw(submission)
+                if submission.waits is None and (not self._attached or self.leader is None or not self.leader.peer_id):
+                    # Most likely a plain command, and nobody there to confirm anything: do not make its caller wait more.
+                    submission.tell(None, self._unavailable("unknown"))
+                    return
                 submission.deadline_ns = now + GRACE_NS
                 self._push_deadline(submission.deadline_ns, submission)
             case Step.WITHDRAWING:

@@ -17,7 +17,7 @@ from tauraft.client import Connector
 from tauraft.command_protocol import Alive, Attach, Attached, Hello, Opened, Submit, ToClient, ToReplica
 from tauraft.command_service import CommandService
 from tauraft.fsm import Command
-from tauraft.node.replica import Item, LeaderInfo
+from tauraft.node.replica import Item
 from tauraft.payloads import encode_message
 from tauraft.session import Session, State, Submission
 from tests.session.memory_replica import Add, BreakingDialer, Count, Give, MemoryReplica, S, Take, clock
@@ -273,12 +273,12 @@ def test_a_withdrawal_that_comes_after_a_plain_command_returns_its_value() -> No
     async def story() -> None:
         async with world(ttl_s=60) as here:
             await attached(here)
-            here.replica.lose_leader()
+            here.replica.lose_proposals = 1000
             result = here.begin(Add("a"), timeout=1)
             await trio.sleep(1.5)
             # Both are proposed now, the withdrawal alone by this client; the command's copy comes from elsewhere.
             copy = Item(here.session.id, result.submission.sequence, 0, 0, encode_message(Add("a")))
-            here.replica.leader = LeaderInfo("A", ())
+            here.replica.lose_proposals = 0
             here.replica.propose([copy])
             here.replica.find_leader()
             assert await result.value() == 1

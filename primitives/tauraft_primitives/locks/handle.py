@@ -31,7 +31,7 @@ from tauraft.handle import (
     check_ttl,
 )
 from tauraft.types import LockInfo
-from tauraft_primitives.locks.messages import Acquire, Break, Info, Release, Renew, Verify
+from tauraft_primitives.locks.messages import Acquire, Break, Holds, Info, Release, Renew
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -72,7 +72,7 @@ class AsyncHold:
     async def verify(self) -> None:
         """Ask the cluster. Raises ``LockLost`` when it knows another holder, or none."""
         self.check()
-        if not await self._lock._holder.query(Verify(self.name, self.token)):
+        if not await self._lock._holder.query(Holds(self.name, self.token)):
             raise self._lost()
 
     async def release(self) -> None:
@@ -179,14 +179,19 @@ class AsyncLock:
             return again
         holder = self._holder
         started = holder.now()
+        peer_id, host, pid, label = holder.whoami()
         command = Acquire(
             self.name,
             ttl=self._ttl,
             lock_delay=self._lock_delay,
             priority=self._priority,
             reason=self._reason,
+            peer_id=peer_id,
+            host=host,
+            pid=pid,
+            label=label,
         )
-        token = await holder.submit(command, timeout=patience)
+        token = (await holder.submit(command, timeout=patience)).token
         try:
             if self._ttl is not None and holder.now() - started > self._ttl * CONFIRM_AFTER:
                 started = holder.now()

@@ -1,0 +1,239 @@
+# Generated from tauraft.primitives by `python -m tauraft.twin`; change that file, not this one.
+"""What every facade offers: ``Primitives``, the base of ``Cluster`` and ``Client``.
+
+A facade is an ``Holder`` (``tauraft.handle``): it submits, queries and watches over holds.  Everything else is sugar:
+``cluster.lock("x")`` is ``Lock(cluster, "x")``, so a third party's handle stands where ours do.  It owns a
+``Caller``, which is its only way into the engine; no method here does I/O of its own.
+
+The blocking twin, ``tauraft/_blocking/primitives.py``, is generated from this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar, overload
+
+from tauraft import errors
+from tauraft.caller import Caller, EngineTenure
+from tauraft.fsm import Command, Query
+from tauraft.handle import Signal, check_patience, check_timeout
+from tauraft.system.messages import Barrier
+from tauraft.types import Consistency, Member, Rows, Status
+from tauraft_primitives.kv._blocking import KV
+from tauraft_primitives.locks._blocking import Lock
+
+R = TypeVar("R")
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+
+MAX_BARRIER_S = 30.0
+
+
+class Session:
+    """The session of a facade. ``lost`` is set when it is lost, before the cluster gives away what it held."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+        self.lost = Signal(caller.session_lost)
+
+    @property
+    def id(self) -> int:
+        """Public; 0 until it is open."""
+        return self._caller.session.id
+
+    @property
+    def ttl(self) -> float:
+        """Seconds the cluster keeps it without hearing from it."""
+        return self._caller.session_ttl
+
+
+class Primitives:
+    """Submit commands, ask queries, and use every primitive. Started by ``with`` or ``start()``."""
+
+    def __init__(self, namespace: str, caller: Caller) -> None:
+        self.namespace = namespace
+        self._caller = caller
+        self._kv: KV | None = None
+
+    # ---- life ----
+
+    def start(self, timeout: float | None = None) -> Self:
+        """Returns when it can serve: a leader is known and the session is open. Raises ``NoLeader`` when time runs out."""
+        self._caller.start(check_patience(timeout))
+        return self
+
+    def close(self, timeout: float | None = None) -> None:
+        """Ends the session, so that all it holds is free at once, then leaves. Twice is fine."""
+        self._caller.close(check_patience(timeout))
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- what handles are made of ----
+
+    def submit(self, command: Command[R], *, timeout: float | None = None) -> R:
+        """Run ``command`` exactly once and return its answer.
+
+        ``timeout``: a command that waits raises ``WaitTimeout`` with nothing held (default: for ever); a plain one raises
+        ``Unavailable``, whose ``outcome`` says whether it may have taken effect (default: the facade's ``timeout``).
+        """
+        return self._caller.submit(command, check_patience(timeout))
+
+    def query(
+        self, query: Query[R], *, consistency: Consistency = "linearizable", timeout: float | None = None
+    ) -> R:
+        """Ask, without changing anything. ``stale`` answers from what the replica at hand has applied."""
+        return self._caller.query(query, consistency, check_timeout(timeout))
+
+    @overload
+    def transaction(self, a: Command[A], /, *, timeout: float | None = None) -> tuple[A]: ...
+    @overload
+    def transaction(self, a: Command[A], b: Command[B], /, *, timeout: float | None = None) -> tuple[A, B]: ...
+    @overload
+    def transaction(
+        self, a: Command[A], b: Command[B], c: Command[C], /, *, timeout: float | None = None
+    ) -> tuple[A, B, C]: ...
+    @overload
+    def transaction(self, *commands: Command[Any], timeout: float | None = None) -> tuple[Any, ...]: ...
+
+    def transaction(self, *commands: Command[Any], timeout: float | None = None) -> tuple[Any, ...]:
+        """All or nothing, across plugins; the answers in order. A command that waits is refused (``InvalidCommand``)."""
+        return self._caller.transaction(commands, check_timeout(timeout))
+
+    def whoami(self) -> tuple[str, str, int, str | None]:
+        return self._caller.whoami()
+
+    def now(self) -> float:
+        return self._caller.now()
+
+    def tenure(self, *, ttl: float | None, started: float, renewal: Command[Any] | None) -> EngineTenure:
+        return self._caller.tenure(ttl=ttl, started=started, renewal=renewal)
+
+    def submit_soon(self, command: Command[Any]) -> None:
+        self._caller.submit_soon(command)
+
+    # ---- primitives ----
+
+    @property
+    def session(self) -> Session:
+        return Session(self._caller)
+
+    @property
+    def kv(self) -> KV:
+        if self._kv is None:
+            self._kv = KV(self)
+        return self._kv
+
+    def lock(
+        self,
+        name: str,
+        *,
+        timeout: float | None = None,
+        ttl: float | None = None,
+        renew: bool = True,
+        lock_delay: float = 0,
+        reentrant: Literal["task", "thread", "session"] | None = None,
+        priority: int = 0,
+        reason: str | None = None,
+        on_loss: Literal["cancel", "signal"] = "cancel",
+    ) -> Lock:
+        """A lock by name. ``timeout``: of ``with``, and the default of ``acquire``."""
+        return Lock(
+            self,
+            name,
+            timeout=timeout,
+            ttl=ttl,
+            renew=renew,
+            lock_delay=lock_delay,
+            reentrant=reentrant,
+            priority=priority,
+            reason=reason,
+            on_loss=on_loss,
+        )
+
+    # ---- the cluster ----
+
+    def barrier(self, timeout: float = 10) -> int:
+        """Commits an entry of its own and returns its revision: everything before it is applied here."""
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+            raise TypeError(f"timeout must be a number of seconds, not {type(timeout).__name__}")
+        if not 0 < timeout <= MAX_BARRIER_S:
+            raise errors.InvalidBarrier(
+                f"timeout is {timeout:g} s; it must be over 0 and at most {MAX_BARRIER_S:g}; nothing was sent", option="timeout"
+            )
+        return self._caller.submit(Barrier(), timeout)
+
+    def sql(self, query: str, parameters: Sequence[Any] = (), *, timeout: float | None = None) -> Rows:
+        """Rows of the projection, which has reached the index of the call. Read-only."""
+        if not isinstance(query, str):
+            raise TypeError(f"query must be str, not {type(query).__name__}")
+        arguments = {"query": query, "parameters": list(parameters)}
+        told = self._caller.call("sql", arguments, check_timeout(timeout))
+        return Rows(tuple(told["columns"]), tuple(tuple(row) for row in told["rows"]), told["applied_index"])
+
+    def status(self) -> Status:
+        """What the replica this facade is attached to knows of itself and its cluster."""
+        return _status_of(self._caller.call("status", {}, None))
+
+    def members(self) -> tuple[Member, ...]:
+        told = self._caller.call("members", {}, None)
+        return tuple(_member_of(member) for member in told)
+
+    def wait_for_leader(self, timeout: float | None = None) -> Member:
+        """The leader, as soon as there is one. Raises ``NoLeader``."""
+        seconds = check_patience(timeout)
+        give_up = None if seconds is None else self.now() + seconds
+        while True:
+            # A linearizable round proves that there is a leader now; which one, the status says.
+            left = 60.0 if give_up is None else max(0.001, min(60.0, give_up - self.now()))
+            try:
+                self._caller.submit(Barrier(), left)
+                leader = _status_of(self._caller.call("status", {}, left)).leader
+            except errors.SessionLost:
+                raise
+            except errors.Unavailable as error:
+                leader = None
+                if give_up is not None and self.now() >= give_up:
+                    raise errors.NoLeader(f"no leader within {seconds:g} s; nothing was changed") from error
+            if leader is not None:
+                return leader
+
+    # ---- the reference's thin four ----
+
+    def set(self, key: str, value: bytes | str, timeout: float | None = None) -> None:
+        self.kv.put(key, value, timeout=timeout)
+
+    def get(self, key: str, timeout: float | None = None) -> bytes | None:
+        entry = self.kv.get(key, timeout=timeout)
+        return None if entry is None else entry.value
+
+    def delete(self, key: str, timeout: float | None = None) -> bool:
+        return self.kv.delete(key, timeout=timeout) > 0
+
+    def keys(self, prefix: str = "", timeout: float | None = None) -> list[str]:
+        return list(self.kv.keys(prefix, timeout=timeout))
+
+
+def _member_of(told: Mapping[str, Any]) -> Member:
+    return Member(
+        peer_id=told["peer_id"],
+        addresses=tuple(told["addresses"]),
+        role=told["role"],
+        host=told["host"],
+        is_leader=told["is_leader"],
+    )
+
+
+def _status_of(told: Mapping[str, Any]) -> Status:
+    fields = dict(told)
+    fields["leader"] = None if fields["leader"] is None else _member_of(fields["leader"])
+    fields["members"] = tuple(_member_of(member) for member in fields["members"])
+    fields["warnings"] = tuple(fields["warnings"])
+    return Status(**fields)
