@@ -35,7 +35,7 @@ class Libp2pHarness:
         from tauraft.transport.libp2p.transport import Libp2pTransport
 
         async with Libp2pTransport(
-            private_key(name), random=Random(name), encryption_keys=self._keys
+            private_key(name), random=Random(name), encryption_keys=self._keys, lanes=self._lane
         ) as transport:
             yield transport
 

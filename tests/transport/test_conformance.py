@@ -11,9 +11,12 @@ import trio.testing
 from tauraft.testing.transport_suite import TRANSPORT_CHECKS, Check, TransportHarness
 from tests.transport.harnesses import Libp2pHarness, MemoryHarness
 
+KEY = bytes(range(32))
 HARNESSES: dict[str, Callable[[], TransportHarness]] = {
     "libp2p": lambda: Libp2pHarness(lane=False),
-    "libp2p-sealed": lambda: Libp2pHarness(lane=False, encryption_keys=[bytes(range(32))]),
+    "libp2p-sealed": lambda: Libp2pHarness(lane=False, encryption_keys=[KEY]),
+    "lane": lambda: Libp2pHarness(),
+    "lane-sealed": lambda: Libp2pHarness(encryption_keys=[KEY]),
 }
 
 

@@ -69,6 +69,13 @@ class GuardedStream(ReadWriteCloser):  # type: ignore[misc]
             self.closed.set()
             self._inner.stream.socket.close()
 
+    def local_ip(self) -> str | None:
+        """At which of our addresses the peer reached us, or we left from. None: it is closed."""
+        try:
+            return str(self._inner.stream.socket.getsockname()[0])
+        except OSError:
+            return None
+
     def get_remote_address(self) -> tuple[str, int] | None:
         address: tuple[str, int] | None = self._inner.get_remote_address()
         return address

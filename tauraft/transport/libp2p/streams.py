@@ -86,6 +86,10 @@ class PackedStream:
     def has_ended(self) -> bool:
         return self._end_reason is not None
 
+    @property
+    def local_ip(self) -> str | None:
+        return None if self._raw is None else self._raw.local_ip()
+
     def use(self, keys: DirectionKeys) -> None:
         if keys.send:
             self._sealer, self._opener = RecordSealer(keys.send), RecordOpener(keys.receive)

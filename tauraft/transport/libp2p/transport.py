@@ -9,6 +9,7 @@ Must run under trio.  Importing it imports libp2p: 0.8 s and 80 MB.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from random import Random
@@ -18,8 +19,10 @@ from typing import Any, Self
 import trio
 
 from tauraft.errors import WrongKey
+from tauraft.transport.lane import LaneIdentity, LaneListener, LaneNumber, ReceivingLane, SendingLane, dial_lane
 from tauraft.transport.libp2p.address_book import AddressBook, Backoff
 from tauraft.transport.libp2p.channel import Libp2pChannel
+from tauraft.transport.libp2p.guarded_tcp import bind_exclusively
 from tauraft.transport.libp2p.host import PeerHost
 from tauraft.transport.libp2p.message_stream import Libp2pMessageStream
 from tauraft.transport.libp2p.streams import PackedStream, Purpose, Status, answer, greet
@@ -54,6 +57,7 @@ class Libp2pTransport:
 
     ``private_key``: 32 bytes, the Ed25519 seed that is the node's identity.  ``listen``: multiaddrs; port 0 takes a
     free one.  ``encryption_keys``: of 32 bytes; the first seals, all open.  ``random``: for jitter only.
+    ``lanes``: False keeps Raft's frames on libp2p.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Libp2pTransport:
         random: Random,
         listen: Sequence[str] = ("/ip4/127.0.0.1/tcp/0",),
         encryption_keys: Sequence[bytes] = (),
+        lanes: bool = True,
         admit: Admission = lambda peer_id, namespace, action: True,
     ) -> None:
         self.book = AddressBook()
@@ -70,6 +75,11 @@ class Libp2pTransport:
         self.peer_id = self._host.peer_id
         self._ring = KeyRing(encryption_keys) if encryption_keys else None
         self._random = random
+        self._identity = LaneIdentity(self.peer_id, self._host.key_pair, self._ring)
+        self._with_lanes = lanes
+        self._lane_listener: LaneListener | None = None
+        # Tells lanes of this process from those of an earlier one; not a secret, but it must differ every time.
+        self.boot = int.from_bytes(os.urandom(4), "big")
         self._admit = admit
         self._addresses: tuple[str, ...] = ()
         self._channels: dict[str, Libp2pChannel] = {}
@@ -86,6 +96,8 @@ class Libp2pTransport:
             stack.push_async_callback(self._host.stop)
             self._nursery = await stack.enter_async_context(trio.open_nursery())
             places = self._host.listen_addresses()
+            if self._with_lanes:
+                self._start_lanes(places)
             self._addresses = tuple(f"{split_address(place)[0]}/p2p/{self.peer_id}" for place in places)
             self._stack = stack.pop_all()
         return self
@@ -164,8 +176,8 @@ class Libp2pTransport:
 
     # Called by channels (``channel.Host``).
 
-    def new_backoff(self) -> Backoff:
-        return Backoff(self._random)
+    def new_backoff(self, first_s: float = 0.1, most_s: float = 3.0) -> Backoff:
+        return Backoff(self._random, first_s, most_s)
 
     def start_task(self, function: Any, *arguments: Any) -> None:
         assert self._nursery is not None, "the transport is not running"
@@ -174,6 +186,14 @@ class Libp2pTransport:
     async def open_raft_stream(self, namespace: str, peer_id: str, purpose: Purpose) -> PackedStream:
         await self._reach(peer_id, ())
         return await self._open(raft_protocol(namespace), namespace, peer_id, purpose)
+
+    async def open_lane(
+        self, namespace: str, peer_id: str, address: tuple[str, int], cluster_id: bytes, number: LaneNumber
+    ) -> SendingLane:
+        return await dial_lane(self._identity, peer_id, address, namespace, cluster_id, number)
+
+    def lane_port(self, local_ip: str) -> int | None:
+        return None if self._lane_listener is None else self._lane_listener.port_for(local_ip)
 
     def forget_channel(self, channel: Libp2pChannel) -> None:
         if self._channels.get(channel.namespace) is channel:
@@ -278,6 +298,29 @@ class Libp2pTransport:
         finished = trio.Event()
         self._nursery.start_soon(self._serve, handler, messages, finished)
         await finished.wait()
+
+    def _start_lanes(self, places: Sequence[str]) -> None:
+        # "/ip4/127.0.0.1/tcp/4001": the same addresses, ports of their own.
+        hosts = dict.fromkeys(place.split("/")[2] for place in places)
+        self._lane_listener = LaneListener(
+            [bind_exclusively(host, 0) for host in hosts],
+            self._identity,
+            context_of=self._lane_context,
+            is_member=lambda namespace, peer_id: self._channels[namespace].is_member(peer_id),
+            accepted=self._accept_lane,
+        )
+        self.start_task(self._lane_listener.run)
+
+    def _lane_context(self, namespace: str) -> bytes | None:
+        channel = self._channels.get(namespace)
+        return None if channel is None else channel.context
+
+    async def _accept_lane(self, namespace: str, lane: ReceivingLane) -> None:
+        channel = self._channels.get(namespace)
+        if channel is None:
+            lane.end("the channel was closed")
+            return
+        await channel.run_lane(lane)
 
     async def _answer(
         self, protocol: str, namespace: str, stream: Any, peer_id: str, status_of: Any
