@@ -219,6 +219,12 @@ class Raft:
         """The end of the log: what may still be committed, or is and waits to be applied."""
         return self.log.last_index
 
+    @property
+    def has_pending_change(self) -> bool:
+        """Leading, and a change of the membership is not applied yet: no other is taken."""
+        state = self._state
+        return isinstance(state, Leader) and state.pending_config_index > self.log.applied
+
     def lease_index(self) -> Index | None:
         """The index a lease read is served at, as far as Raft is concerned; None: ask ``read_index``.
 
@@ -228,7 +234,7 @@ class Raft:
         if (
             not self.config.lease_reads
             or not isinstance(state, Leader)
-            or state.transferee is not None
+            or state.has_offered_leadership
             or state.pending_config_index > self.log.applied
             or self.membership.is_joint
             or not state.has_own_commit
@@ -330,7 +336,10 @@ class Raft:
         state = self._state
         if isinstance(state, Leader):
             state.ask_read(AskedRead(None, context))
-        elif self.leader is not None and len(self._forwarded_reads) < _MAX_FORWARDED_READS:
+        elif self.leader is not None:
+            if len(self._forwarded_reads) >= _MAX_FORWARDED_READS:
+                # The oldest was lost on the way: its asker has long asked again.
+                del self._forwarded_reads[next(iter(self._forwarded_reads))]
             self._next_forwarded += 1
             self._forwarded_reads[self._next_forwarded] = context
             self.send_now(ReadIndexRequest(self.me, self.leader, self.term, self.cluster_id, self._next_forwarded))
@@ -525,11 +534,18 @@ class Raft:
         if is_granted and not request.is_pre_vote:
             self.vote = request.sender
             self.election_elapsed = 0
+        if is_granted and self.role is Role.PRE_CANDIDATE and self._yields_to(request):
+            # Both saw the leader go at the same instant. Two real candidates would split the vote and wait it out.
+            self.become_follower(self.term, None)
         # A granted pre-vote names the future term: the asker, still in the old one, must not find it stale.
         term = request.term if is_granted else self.term
         self.send_after_persist(
             VoteReply(self.me, request.sender, term, self.cluster_id, is_granted, request.is_pre_vote)
         )
+
+    def _yields_to(self, request: VoteRequest) -> bool:
+        log = self.log
+        return request.sender < self.me or (request.last_term, request.last_index) != (log.last_term, log.last_index)
 
     # What the roles use.
 
@@ -559,11 +575,12 @@ class Raft:
     def tick_election(self) -> None:
         self.election_elapsed += 1
         if self.election_elapsed >= self._election_timeout:
+            # Whether or not this member may campaign, it no longer refuses others for this leader's sake.
+            if self.leader is not None:
+                self._follow(None)
             if self.is_promotable:
                 self.election_elapsed = 0
                 self.start_campaign(is_transfer=False)
-            elif self.leader is not None:
-                self._follow(None)
 
     def start_campaign(self, is_transfer: bool) -> None:
         if self.is_leader or not self.is_promotable:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 from tauraft.core.messages import Index, Member
 
+_MAX_WAITING = 65_536
+
 
 @dataclass(frozen=True, slots=True)
 class AskedRead:
@@ -47,7 +49,8 @@ class PendingReads:
         return bool(self._waiting)
 
     def ask(self, read: AskedRead) -> None:
-        if read not in self._waiting[-64:]:  # a repeated question of an impatient follower
+        """Beyond the limit it is dropped: whoever asked asks again."""
+        if len(self._waiting) < _MAX_WAITING:
             self._waiting.append(read)
 
     def start_round(self, me: Member, commit: Index) -> None:

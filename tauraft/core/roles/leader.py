@@ -52,6 +52,7 @@ class Leader:
         "_uncommitted",
         "_uncommitted_bytes",
         "first_own_index",
+        "has_offered_leadership",
         "pending_config_index",
         "progress",
         "reads",
@@ -65,6 +66,8 @@ class Leader:
         self._match: dict[Member, Index] = {}
         self.reads = PendingReads(raft.me)
         self.transferee: Member | None = None
+        # For the rest of the term: a TimeoutNow that is late may still set aside what the lease counts on.
+        self.has_offered_leadership = False
         self._transfer_elapsed = 0
         self._heartbeat_elapsed = 0
         self._uncommitted: deque[tuple[Index, int]] = deque()
@@ -117,6 +120,7 @@ class Leader:
         if to == self.transferee:
             return
         self.transferee = to
+        self.has_offered_leadership = True
         self._transfer_elapsed = 0
         if self._match[to] == self._raft.log.last_index:
             self._send_timeout_now()
