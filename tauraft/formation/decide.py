@@ -231,10 +231,20 @@ def _author(situation: Situation, reports: list[PeerReport]) -> str:
             return promised.peer_id
         if is_mutual:
             return situation.peer_id
-    ages = {situation.peer_id: situation.age_s, **{report.peer_id: report.age_s for report in reports}}
+    since = {peer.peer_id: peer.since_answer_s for peer in situation.peers}
+    ages = {report.peer_id: report.age_s + since[report.peer_id] for report in reports}
+    ages[situation.peer_id] = situation.age_s
     for report in reports:
         if report.state is State.DECIDING:
             return report.peer_id
     limit_s = situation.options.bootstrap_threshold * situation.options.bootstrap_timeout_s
     oldest = max(ages.values())
-    return min(peer_id for peer_id, age in ages.items() if oldest - age <= limit_s)
+    author = min(peer_id for peer_id, age in ages.items() if oldest - age <= limit_s)
+    # At the edge of lateness two nodes may reckon differently; whom the author itself defers to is what counts.
+    chain: list[str] = []
+    while author not in chain:
+        chain.append(author)
+        its_report = by_id.get(author)
+        if its_report is not None and its_report.defers_to in ages:
+            author = its_report.defers_to
+    return min(chain[chain.index(author) :])

@@ -13,8 +13,9 @@ Not here: who proposes when (``decide``), and files and messages (``driver``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tauraft.codec import CodecError, compile_codec
 from tauraft.core.messages import Member
@@ -117,7 +118,7 @@ def decode_acceptor(data: bytes) -> AcceptorRecord:
     return file.record
 
 
-def _decode(decode, data: bytes):  # type: ignore[no-untyped-def]
+def _decode(decode: Callable[[bytes], Any], data: bytes) -> Any:
     try:
         return decode(data)
     except CodecError:
@@ -142,10 +143,10 @@ def choose_voters(candidates: Sequence[Voter], max_voters: int) -> tuple[Voter, 
 class Acceptor:
     """One node's vote. ``record`` is what has to be on disk before the answer just returned is sent."""
 
-    def __init__(self, record: AcceptorRecord = AcceptorRecord()) -> None:  # noqa: B008  frozen
+    def __init__(self, record: AcceptorRecord = AcceptorRecord()) -> None:
         self.record = record
 
-    def prepare(self, ballot: Ballot) -> AcceptedGenesis | None | Ballot:
+    def prepare(self, ballot: Ballot) -> AcceptedGenesis | Ballot | None:
         """A ``Ballot``: refused, because that one was promised. Else promised, with what was accepted before."""
         if self.record.promised is not None and ballot < self.record.promised:
             return self.record.promised

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
 from random import Random
 
 import pytest
@@ -55,7 +54,9 @@ def test_no_interleaving_of_loss_duplication_and_crashes_chooses_two(seed: int) 
     for _ in range(random.randint(20, 150)):
         if not queue or random.random() < 0.15:
             name = random.choice(names)
-            proposers.append(Proposer(Ballot(len(proposers) // 2, f"{name}{len(proposers)}"), genesis(name), len(names)))
+            proposers.append(
+                Proposer(Ballot(len(proposers) // 2, f"{name}{len(proposers)}"), genesis(name), len(names))
+            )
             queue += [("prepare", len(proposers) - 1, other) for other in names]
             continue
         position = random.randrange(len(queue))

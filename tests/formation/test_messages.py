@@ -32,7 +32,9 @@ def test_every_message_comes_back_as_it_was_sent(message: messages.Message) -> N
     assert messages.decode(messages.encode(message)) == message
 
 
-@pytest.mark.parametrize("frame", [b"", b"\x01", msgpack.packb([2, 1, []]), msgpack.packb([1, 99, []]), msgpack.packb([1, 10, [[1]]])])
+@pytest.mark.parametrize(
+    "frame", [b"", b"\x01", msgpack.packb([2, 1, []]), msgpack.packb([1, 99, []]), msgpack.packb([1, 10, [[1]]])]
+)
 def test_a_strange_frame_is_refused(frame: bytes) -> None:
     with pytest.raises(CodecError):
         messages.decode(frame)

@@ -1,0 +1,402 @@
+"""Performs what ``decide`` says over a ``Transport``, and answers the other nodes that are forming.
+
+``Formation(...)`` lives as long as the node's replica of a namespace: ``form()`` runs until this node has a genesis and
+a place in the cluster, and ``handle`` answers Hello, Join and Paxos messages before, during and after.  It is served under
+``formation_protocol(namespace)``, apart from the commands of the namespace.
+
+Order that binds: a record is saved (durably) before the answer that depends on it leaves; the state ``member`` is
+said only when the genesis is on disk.  Age, random and the store are injected.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Protocol
+
+import anyio
+
+from tauraft.codec import CodecError
+from tauraft.discovery.discovery import Discoverer, Found
+from tauraft.errors import TauraftError
+from tauraft.formation import decide as steps
+from tauraft.formation import messages
+from tauraft.formation.genesis import Acceptor, AcceptorRecord, Ballot, ClusterOptions, Genesis, Proposer, Voter
+from tauraft.formation.messages import KnownPeer, PeerReport, State
+from tauraft.transport.transport import MessageStream, Transport, TransportError
+
+log = logging.getLogger("tauraft.formation")
+
+ROUND_S = 0.05
+SLOWEST_ROUND_S = 1.0
+ANSWER_TIMEOUT_S = 2.0
+SPEAK_AFTER_S = 3.0
+
+
+class FormationRefused(TauraftError):
+    """This node cannot become a member: what it was told, or what it saw. Nothing was written."""
+
+    code = "formation-refused"
+
+
+class FormationStore(Protocol):
+    """The namespace's records. Saving is durable when it returns; called in the engine's loop."""
+
+    def load_genesis(self) -> Genesis | None: ...
+    def save_genesis(self, genesis: Genesis) -> None: ...
+    def load_acceptor(self) -> AcceptorRecord: ...
+    def save_acceptor(self, record: AcceptorRecord) -> None: ...
+
+
+class Membership(Protocol):
+    """The node's replica, once there is one."""
+
+    def leader(self) -> KnownPeer | None: ...
+    async def join(
+        self, request: messages.JoinRequest
+    ) -> messages.JoinAccepted | messages.JoinRefused | messages.NotLeader: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Formed:
+    """``is_founder``: Raft starts with ``genesis.voters``. Else ``members`` is the cluster that accepted us."""
+
+    genesis: Genesis
+    is_founder: bool
+    members: tuple[messages.MemberAddresses, ...] = ()
+    via: str | None = None
+    was_on_disk: bool = False
+
+
+@dataclass(slots=True)
+class _Peer:
+    addresses: tuple[str, ...] = ()
+    report: PeerReport | None = None
+    answered_age_s: float = 0.0
+    agreed_rounds: int = 0
+
+
+def formation_protocol(namespace: str) -> str:
+    # "~" is in no namespace, so that this name is nobody else's.
+    return f"{namespace}/~formation"
+
+
+class Formation:
+    def __init__(
+        self,
+        transport: Transport,
+        namespace: str,
+        request: messages.JoinRequest,
+        store: FormationStore,
+        *,
+        options: steps.Options,
+        cluster_options: ClusterOptions = ClusterOptions(),  # noqa: B008  frozen
+        discoverers: Sequence[Discoverer] = (),
+        random: Random,
+        age_s: Callable[[], float],
+        waiting: Callable[[str], object] = log.info,
+    ) -> None:
+        """``request``: who we are. ``age_s``: since the process started. ``waiting`` is told what is waited for."""
+        self._transport = transport
+        self._namespace = namespace
+        self._protocol = formation_protocol(namespace)
+        self._request = request
+        self._store = store
+        self._options = options
+        self._cluster_options = cluster_options
+        self._discoverers = tuple(discoverers)
+        self._random = random
+        self._age_s = age_s
+        self._waiting = waiting
+        self._peers: dict[str, _Peer] = {}
+        self._nameless: set[tuple[str, ...]] = set()
+        self._genesis = store.load_genesis()
+        self._acceptor = Acceptor(store.load_acceptor())
+        self._defers_to: str | None = None
+        self._round = 0
+        self._membership: Membership | None = None
+        self._heard = anyio.Event()
+        transport.serve(self._protocol, self.handle)
+
+    def became_member(self, membership: Membership) -> None:
+        """The replica runs: joins are handed to it from now on."""
+        self._membership = membership
+
+    async def aclose(self) -> None:
+        self._transport.stop_serving(self._protocol)
+        for discoverer in self._discoverers:
+            await discoverer.withdraw()
+
+    async def form(self) -> Formed:
+        """Raises ``FormationRefused``. Waits for ever for a cluster that cannot be formed yet, saying why."""
+        for discoverer in self._discoverers:
+            await discoverer.announce(self._transport.peer_id, self._transport.addresses)
+            for found in discoverer.look():
+                self._found(found)
+        async with anyio.create_task_group() as tasks:
+            for discoverer in self._discoverers:
+                tasks.start_soon(self._discover, discoverer)
+            try:
+                outcome: Formed | FormationRefused = await self._rounds()
+            except FormationRefused as error:  # raised below, so that callers get no group of one
+                outcome = error
+            tasks.cancel_scope.cancel()
+        if isinstance(outcome, FormationRefused):
+            raise outcome
+        return outcome
+
+    async def _discover(self, discoverer: Discoverer) -> None:
+        async for found in discoverer.find():
+            self._found(found)
+
+    def _found(self, found: Found) -> None:
+        if found.peer_id is None:
+            self._nameless.add(found.addresses)
+        elif found.peer_id != self._transport.peer_id:
+            self._peers.setdefault(found.peer_id, _Peer()).addresses = found.addresses
+        self._heard.set()
+
+    async def _rounds(self) -> Formed:
+        pause_s, began_s, said = ROUND_S, self._age_s(), ""
+        while True:
+            self._heard = anyio.Event()
+            if self._genesis is None and not self._options.force_bootstrap:
+                await self._exchange()
+            step = steps.decide(self._situation())
+            formed = await self._perform(step)
+            if formed is not None:
+                return formed
+            reason = step.reason if isinstance(step, (steps.Wait, steps.Ask, steps.DeferTo)) else type(step).__name__
+            if self._age_s() - began_s >= SPEAK_AFTER_S and reason != said:
+                said = reason
+                self._waiting(reason)
+            with anyio.move_on_after(pause_s * self._random.uniform(0.75, 1.25)):
+                await self._heard.wait()
+            pause_s = min(pause_s * 1.2, SLOWEST_ROUND_S)
+
+    async def _perform(self, step: steps.Step) -> Formed | None:
+        match step:
+            case steps.ContactKnownMembers(genesis):
+                ours = Voter(self._request.peer_id, self._request.incarnation)
+                return Formed(genesis, ours in genesis.voters, was_on_disk=True)
+            case steps.StartAlone(voter):
+                return self._found_cluster(self._new_genesis((voter,)))
+            case steps.WriteGenesis(voters, _):
+                return self._found_cluster(self._new_genesis(voters))
+            case steps.DeferTo(peer_id):
+                self._defers_to = peer_id
+            case steps.JoinCluster(via):
+                return await self._join(via)
+            case steps.Propose(acceptors, voters):
+                chosen = await self._propose(acceptors, self._new_genesis(voters))
+                if chosen is not None:
+                    return await self._take_up(chosen)
+            case steps.Refuse(reason):
+                raise FormationRefused(reason)
+            case steps.Wait() | steps.Ask():
+                # The author's word to nobody: a deferral to a peer that fell silent ends here.
+                self._defers_to = None
+        return None
+
+    def _new_genesis(self, voters: tuple[Voter, ...]) -> Genesis:
+        return Genesis(
+            self._random.randbytes(16), self._namespace, voters, self._transport.peer_id, self._cluster_options
+        )
+
+    def _found_cluster(self, genesis: Genesis) -> Formed:
+        self._store.save_genesis(genesis)
+        self._genesis = genesis
+        return Formed(genesis, is_founder=True)
+
+    async def _take_up(self, chosen: Genesis) -> Formed | None:
+        if Voter(self._request.peer_id, self._request.incarnation) in chosen.voters:
+            return self._found_cluster(chosen)
+        return None  # chosen by others for others: their state "member" is met in the next round
+
+    async def _join(self, via: str) -> Formed | None:
+        asked: set[str] = set()
+        while via not in asked:
+            asked.add(via)
+            answer = await self._call(via, self._request)
+            match answer:
+                case messages.JoinAccepted(genesis, members):
+                    if genesis.namespace != self._namespace:
+                        raise FormationRefused(f"{via} is a member of {genesis.namespace}, not of {self._namespace}")
+                    self._store.save_genesis(genesis)
+                    self._genesis = genesis
+                    ours = Voter(self._request.peer_id, self._request.incarnation)
+                    return Formed(genesis, ours in genesis.voters, members, via)
+                case messages.JoinRefused(code, message):
+                    raise FormationRefused(f"{via} refused this node ({code}): {message}")
+                case messages.NotLeader(leader) if leader is not None:
+                    self._peers.setdefault(leader.peer_id, _Peer()).addresses = leader.addresses
+                    via = leader.peer_id
+                case _:
+                    return None
+        return None
+
+    async def _propose(self, acceptors: tuple[str, ...], own: Genesis) -> Genesis | None:
+        self._round += 1
+        proposer = Proposer(Ballot(self._round, self._transport.peer_id), own, self._options.expect or len(acceptors))
+        for message in (messages.Prepare(proposer.ballot, self._options.expect or 0), None):
+            if message is None and proposer.proposal is None:
+                return None
+
+            async def ask(peer_id: str, message: messages.Prepare | None = message) -> None:
+                sent: messages.Message = message or messages.Accept(
+                    proposer.ballot, proposer.proposal or own, self._options.expect or 0
+                )
+                if peer_id == self._transport.peer_id:
+                    answer: messages.Message | None = self._vote(sent)
+                else:
+                    answer = await self._call(peer_id, sent)
+                match answer:
+                    case messages.Promise(ballot, accepted):
+                        proposer.promised(peer_id, ballot, accepted)
+                    case messages.Accepted(ballot):
+                        proposer.accepted(peer_id, ballot)
+                    case messages.BallotRefused(_, Ballot(round, _)):
+                        self._round = max(self._round, round)
+
+            async with anyio.create_task_group() as tasks:
+                for peer_id in acceptors:
+                    tasks.start_soon(ask, peer_id)
+        return proposer.chosen
+
+    def _vote(self, message: messages.Message) -> messages.Message | None:
+        match message:
+            case messages.Prepare(ballot, expect) | messages.Accept(ballot, _, expect):
+                if expect != self._options.expect or len(self._peers) + 1 > expect:
+                    return messages.BallotRefused(ballot, None)
+            case _:
+                return None
+        answer: messages.Message
+        if isinstance(message, messages.Prepare):
+            promise = self._acceptor.prepare(ballot)
+            if isinstance(promise, Ballot):
+                return messages.BallotRefused(ballot, promise)
+            answer = messages.Promise(ballot, promise)
+        else:
+            refused = self._acceptor.accept(ballot, message.genesis)
+            if refused is not None:
+                return messages.BallotRefused(ballot, refused)
+            answer = messages.Accepted(ballot)
+        self._store.save_acceptor(self._acceptor.record)
+        return answer
+
+    async def _exchange(self) -> None:
+        async def nameless(addresses: tuple[str, ...]) -> None:
+            await self._hello(None, addresses)
+
+        async with anyio.create_task_group() as tasks:
+            for addresses in sorted(self._nameless):
+                tasks.start_soon(nameless, addresses)
+            for peer_id, peer in sorted(self._peers.items()):
+                tasks.start_soon(self._hello, peer_id, peer.addresses)
+
+    async def _hello(self, peer_id: str | None, addresses: tuple[str, ...]) -> None:
+        await self._call(peer_id, messages.Hello(self._report()), addresses)
+
+    async def _call(
+        self, peer_id: str | None, message: messages.Message, addresses: Sequence[str] | None = None
+    ) -> messages.Message | None:
+        """One question, one answer; None when none came. A repeated question does no harm."""
+        if addresses is None and peer_id in self._peers:
+            addresses = self._peers[peer_id].addresses
+        limit_s = ANSWER_TIMEOUT_S * (5 if isinstance(message, messages.JoinRequest) else 1)
+        with anyio.move_on_after(limit_s):
+            try:
+                stream = await self._transport.connect(self._protocol, peer_id=peer_id, addresses=addresses or ())
+            except TransportError:
+                return None
+            try:
+                stream.send(messages.encode(message))
+                answer = messages.decode((await stream.receive())[0])
+            except (TransportError, CodecError):
+                return None
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await stream.aclose()
+            if isinstance(answer, messages.HelloAnswer):
+                self._heard_from(stream.peer_id, answer.report)
+            return answer
+        return None
+
+    async def handle(self, stream: MessageStream) -> None:
+        """One question of a peer. Its identity is the stream's, whatever the message claims."""
+        try:
+            message = messages.decode((await stream.receive())[0])
+            answer = await self._answer(stream.peer_id, message)
+            if answer is not None:
+                stream.send(messages.encode(answer))
+        except (TransportError, CodecError) as error:
+            log.info("a formation message of %s was not answered: %s", stream.peer_id, error)
+
+    async def _answer(self, sender: str, message: messages.Message) -> messages.Message | None:
+        match message:
+            case messages.Hello(report):
+                self._heard_from(sender, report)
+                return messages.HelloAnswer(self._report())
+            case messages.JoinRequest():
+                if message.peer_id != sender:
+                    return messages.JoinRefused("wrong-sender", "the request names another peer than its sender")
+                if self._membership is None:
+                    return messages.NotLeader(None)
+                return await self._membership.join(message)
+            case messages.Prepare() | messages.Accept():
+                if message.ballot.peer_id != sender:
+                    return messages.BallotRefused(message.ballot, None)
+                return self._vote(message)
+        return None
+
+    def _heard_from(self, sender: str, report: PeerReport) -> None:
+        if report.peer_id != sender or sender == self._transport.peer_id:
+            return
+        peer = self._peers.setdefault(sender, _Peer())
+        last = peer.report
+        is_same_process = last is not None and last.incarnation == report.incarnation
+        if last is not None and is_same_process and 0 < last.age_s - report.age_s <= ANSWER_TIMEOUT_S * 2:
+            return  # overtaken by a younger report; a much younger age is a restarted process
+        peer.report, peer.answered_age_s = report, self._age_s()
+        if report.addresses:
+            peer.addresses = report.addresses
+        for known in report.known:
+            if known.peer_id != self._transport.peer_id:
+                other = self._peers.setdefault(known.peer_id, _Peer())
+                other.addresses = other.addresses or known.addresses
+        theirs = {known.peer_id for known in report.known} | {sender}
+        ours = {*self._peers, self._transport.peer_id}
+        peer.agreed_rounds = peer.agreed_rounds + 1 if theirs == ours else 0
+
+    def _report(self) -> PeerReport:
+        genesis = self._genesis
+        return PeerReport(
+            self._transport.peer_id,
+            self._request.incarnation,
+            tuple(self._transport.addresses),
+            self._age_s(),
+            State.UNDECIDED if genesis is None else State.MEMBER,
+            None if genesis is None else genesis.cluster_id,
+            self._membership.leader() if self._membership is not None else None,
+            self._defers_to,
+            self._options.expect,
+            tuple(KnownPeer(peer_id, peer.addresses) for peer_id, peer in sorted(self._peers.items())),
+        )
+
+    def _situation(self) -> steps.Situation:
+        age_s = self._age_s()
+        return steps.Situation(
+            self._transport.peer_id,
+            self._request.incarnation,
+            age_s,
+            self._options,
+            self._genesis,
+            tuple(
+                steps.PeerView(peer_id, peer.report, max(age_s - peer.answered_age_s, 0.0), peer.agreed_rounds)
+                for peer_id, peer in sorted(self._peers.items())
+            ),
+            tuple(steps.DiscovererView(one.name, one.minimum_s) for one in self._discoverers),
+            self._defers_to,
+        )
