@@ -172,7 +172,7 @@ class AsyncLossGuard:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         swallowed = bool(self._scope.__exit__(kind, error, trace))
-        self.was_cut = swallowed
+        self.was_cut = bool(self._scope.cancelled_caught)
         return swallowed
 
 

@@ -54,6 +54,7 @@ Done: TypeAlias = Callable[[bytes | None, BaseException | None], object]
 
 SECOND_NS: Final = 1_000_000_000
 GRACE_NS: Final = SECOND_NS  # how long the caller of a wait that ran out is kept for a confirmed withdrawal
+TRY_NS: Final = 1  # the patience of a wait that is not to wait
 RETRY_NS: Final = SECOND_NS // 4  # after a replica had no room
 NEVER: Final = 1 << 62
 IDEMPOTENT_CALLS: Final = frozenset({"status", "members", "sql", "snapshot"})
@@ -217,9 +218,13 @@ class Session:
                 f"{self._max_outstanding} commands of this session are unanswered; nothing was sent, try again later",
                 retry_after=0.1,
             )
-        deadline = now + (timeout_ns if timeout_ns is not None else NEVER if waits else plain_timeout_ns)
-        # The log's own patience begins at the entry's stamp and is longer: it acts only where the client cannot.
-        wait_ns = 0 if timeout_ns is None or waits is False else timeout_ns + GRACE_NS
+        if timeout_ns == 0 and waits is not False:
+            # "Do not wait" still waits for the answer; the entry that finds it would have to wait withdraws it.
+            deadline, wait_ns = now + plain_timeout_ns, TRY_NS
+        else:
+            deadline = now + (timeout_ns if timeout_ns is not None else NEVER if waits else plain_timeout_ns)
+            # The log's own patience begins at the entry's stamp and is longer: it acts only where the client cannot.
+            wait_ns = 0 if timeout_ns is None or waits is False else timeout_ns + GRACE_NS
         submission = Submission(payload, message, waits, wait_ns, deadline, done)
         if deadline < NEVER:
             self._push_deadline(deadline, submission)
@@ -474,6 +479,8 @@ class Session:
             # Without a time-out of its own it had the plain one until somebody said that it waits.
             if submission.wait_ns == 0 and submission.step is Step.SENT:
                 submission.deadline_ns = NEVER
+            elif submission.wait_ns == TRY_NS and submission.step is Step.SENT:
+                self._run_out(submission, self._clock())
 
     def _failed(self, failed: Failed) -> None:
         error = _error_of(failed.error)
