@@ -377,7 +377,6 @@ def _substitute(hint: Any, parameters: Mapping[Any, Any]) -> Any:
     return hint[tuple(parameters.get(p, p) for p in free)] if free and parameters else hint
 
 
-
 def _dataclass(kind: type, arguments: tuple[Any, ...]) -> ValueCodec:
     if not kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise TypeError(f"{kind.__name__} can change after it was stored: make it a frozen dataclass")
@@ -393,6 +392,11 @@ def _dataclass(kind: type, arguments: tuple[Any, ...]) -> ValueCodec:
         return kind(*[unpacker(item) for unpacker, item in zip(unpackers, value, strict=False)])
 
     return ValueCodec(kind, pack, unpack)
+
+
+def _default_of(field: dataclasses.Field[Any]) -> Any:
+    factory: Any = field.default_factory
+    return factory() if field.default is dataclasses.MISSING else field.default
 
 
 def _has_default(field: dataclasses.Field[Any]) -> bool:
@@ -425,9 +429,10 @@ def _name_field(kind: type, field: str, error: TypeError) -> TypeError:
 
 
 @lru_cache(maxsize=4_096)
-def message_codec(kind: type) -> ValueCodec:
+def message_codec(kind: Any) -> ValueCodec:
     """A message's fields as a map by name: fields may be added anywhere, with defaults."""
-    if not (dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen):  # type: ignore[attr-defined]
+    parameters = getattr(kind, "__dataclass_params__", None)
+    if parameters is None or not parameters.frozen:
         raise TypeError(f"{kind.__name__} must be a frozen dataclass")
     fields = field_codecs(kind)
     pack = _generate_pack(kind, fields, as_map=True)
@@ -443,8 +448,7 @@ def message_codec(kind: type) -> ValueCodec:
         scope[f"u{place}"] = codec.unpack
         names.append(f"v{place}")
         if _has_default(field):
-            default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
-            scope[f"d{place}"] = default
+            scope[f"d{place}"] = _default_of(field)
             lines.append(f"        if {field.name!r} in value: v{place} = u{place}(value[{field.name!r}]); left -= 1")
             lines.append(f"        else: v{place} = d{place}")
         else:

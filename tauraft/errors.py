@@ -44,7 +44,7 @@ class InvalidArgument(TauraftError, ValueError):
     """A wrong value, found before anything was sent. ``option`` names the argument."""
 
     option: str = ""
-    wire_attributes = ("option",)
+    wire_attributes: ClassVar[tuple[str, ...]] = ("option",)
 
 
 class InvalidNamespace(InvalidArgument):
@@ -67,7 +67,7 @@ class InvalidSpec(InvalidArgument):
     """A cron spec. ``field`` names its part: "minute", "timezone", ..."""
 
     field: str = ""
-    wire_attributes = ("option", "field")
+    wire_attributes: ClassVar[tuple[str, ...]] = ("option", "field")
 
 
 class TooLarge(InvalidArgument):
@@ -97,14 +97,14 @@ class CompareFailed(_Coded):
     """``put(if_revision=, if_absent=)``: ``entry`` is what is there."""
 
     entry: Any = None
-    wire_attributes = ("entry",)
+    wire_attributes: ClassVar[tuple[str, ...]] = ("entry",)
 
 
 class Compacted(_Coded):
     """That history is gone; ``oldest`` is the first revision that is left."""
 
     oldest: int = 0
-    wire_attributes = ("oldest",)
+    wire_attributes: ClassVar[tuple[str, ...]] = ("oldest",)
 
 
 class NotHolder(_Coded):
@@ -115,7 +115,7 @@ class StaleToken(NotHolder):
     """A fencing token below the ``greatest`` one seen."""
 
     greatest: int = 0
-    wire_attributes = ("greatest",)
+    wire_attributes: ClassVar[tuple[str, ...]] = ("greatest",)
 
 
 class StaleClaim(NotHolder):
@@ -138,14 +138,14 @@ class Deadlock(_Coded):
     """``cycle``: the names of the locks that wait for each other."""
 
     cycle: tuple[str, ...] = ()
-    wire_attributes = ("cycle",)
+    wire_attributes: ClassVar[tuple[str, ...]] = ("cycle",)
 
 
 class BrokenBarrier(_Coded):
     """``who`` was lost; None: abort() or reset()."""
 
     who: Any = None
-    wire_attributes = ("who",)
+    wire_attributes: ClassVar[tuple[str, ...]] = ("who",)
 
 
 class CommandFailed(TauraftError):
@@ -196,7 +196,7 @@ class LockLost(TauraftError):
     """Any hold: lock, permit, lease. ``token`` is the one that no longer counts."""
 
     token: int = 0
-    wire_attributes = ("token",)
+    wire_attributes: ClassVar[tuple[str, ...]] = ("token",)
 
 
 class LeadershipLost(LockLost):
@@ -219,14 +219,14 @@ class SplitBrain(TauraftError):
     """Two clusters of one name hold data. ``clusters``: their ids."""
 
     clusters: tuple[str, ...] = ()
-    wire_attributes = ("clusters",)
+    wire_attributes: ClassVar[tuple[str, ...]] = ("clusters",)
 
 
 class PluginMissing(TauraftError):
     """The cluster runs a plugin this process lacks. ``package``: what to install."""
 
     package: str = ""
-    wire_attributes = ("package",)
+    wire_attributes: ClassVar[tuple[str, ...]] = ("package",)
 
 
 class WrongKey(TauraftError):
@@ -237,7 +237,7 @@ class DataDirectoryError(TauraftError):
     """Foreign machine or format, not ours, not writable, corrupt: nothing was touched. ``path`` names it."""
 
     path: str = ""
-    wire_attributes = ("path",)
+    wire_attributes: ClassVar[tuple[str, ...]] = ("path",)
 
 
 def to_wire(error: TauraftError) -> tuple[str, str, str, dict[str, Any]]:

@@ -181,9 +181,9 @@ class Context(Protocol):
         """Another FSM of ``reads=``, to look at."""
 
 
-def _mark(handler: Any, role: str, kind: type[Message[Any]] | None) -> Any:
+def _mark(handler: H, role: str, kind: type[Message[Any]] | None) -> H:
     marks = getattr(handler, "__tauraft__", ())
-    handler.__tauraft__ = (*marks, (role, kind))
+    setattr(handler, "__tauraft__", (*marks, (role, kind)))  # noqa: B010
     return handler
 
 
@@ -249,7 +249,9 @@ def _tables_of(cls: type[FSM]) -> dict[str, tuple[Any, Any]]:
     try:
         hints = typing.get_type_hints(cls)
     except NameError as error:
-        raise TypeError(f"{cls.__name__}: cannot resolve its annotations: {error}; define rows and keys at module level") from error
+        raise TypeError(
+            f"{cls.__name__}: cannot resolve its annotations: {error}; define rows and keys at module level"
+        ) from error
     found = {}
     for name in own:
         hint = hints[name]
@@ -285,7 +287,9 @@ def _handlers_of(
                 ended.append(function)
                 continue
             if getattr(kind, "fsm", None) != cls.fsm_name:
-                raise TypeError(f"{where}: {kind.__name__} belongs to {getattr(kind, 'fsm', None)!r}, not {cls.fsm_name!r}")
+                raise TypeError(
+                    f"{where}: {kind.__name__} belongs to {getattr(kind, 'fsm', None)!r}, not {cls.fsm_name!r}"
+                )
             if not issubclass(kind, Query if role == "answers" else Command):
                 raise TypeError(f"{where}: @{role} does not take {kind.__name__}")
             if (role, kind) in found:
@@ -308,4 +312,6 @@ def answer_hint(kind: type[Message[Any]]) -> Any:
                 hint = typing.get_args(base)[0]
                 if not isinstance(hint, TypeVar):
                     return hint
-    raise TypeError(f"{kind.__name__} does not say what it is answered with: subclass Command[int], Query[str | None], ...")
+    raise TypeError(
+        f"{kind.__name__} does not say what it is answered with: subclass Command[int], Query[str | None], ..."
+    )

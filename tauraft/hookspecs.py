@@ -11,15 +11,17 @@ A hook that is not listed here, or takes an argument that is not, is refused whe
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
 if TYPE_CHECKING:
     from tauraft.fsm import FSM
 
-hookspec = pluggy.HookspecMarker("tauraft")
-hookimpl = pluggy.HookimplMarker("tauraft")
+_F = TypeVar("_F", bound=Callable[..., Any])
+hookspec: Callable[[_F], _F] = pluggy.HookspecMarker("tauraft")
+hookimpl: Callable[[_F], _F] = pluggy.HookimplMarker("tauraft")
 
 
 @hookspec

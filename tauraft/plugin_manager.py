@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from importlib import metadata
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 import pluggy
@@ -111,7 +111,7 @@ class Registry:
 
     def add_message(self, kind: type[Message[Any]]) -> None:
         # Of several versions the one added last decodes: fields are only ever added, with defaults.
-        self._messages[kind.fsm, kind.tag] = (kind, message_codec(kind))
+        self._messages[kind.fsm, kind.tag] = (kind, message_codec(cast(Any, kind)))
 
     # State machines.
 
@@ -166,7 +166,7 @@ def answer_codec(kind: type[Message[Any]]) -> ValueCodec:
 
 def encode_message(message: Message[Any]) -> bytes:
     """``[fsm, tag, {field: value}]``. Raises ``TypeError`` where a field has another type than declared."""
-    packed: bytes = msgpack.packb([message.fsm, message.tag, message_codec(type(message)).pack(message)])
+    packed: bytes = msgpack.packb([message.fsm, message.tag, message_codec(cast(Any, type(message))).pack(message)])
     return packed
 
 

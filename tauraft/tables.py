@@ -99,9 +99,7 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         self._shape += 1
         del self._rows[key]
 
-    def range(
-        self, low: K | None = None, high: K | None = None, *, reverse: bool = False
-    ) -> Iterator[tuple[K, V]]:
+    def range(self, low: K | None = None, high: K | None = None, *, reverse: bool = False) -> Iterator[tuple[K, V]]:
         """(key, row) with low <= key < high, in order; None is no bound."""
         keys = self._rows.irange(low, high, inclusive=(True, False), reverse=reverse)
         rows = self._rows
@@ -230,8 +228,14 @@ class TableSet:
 
     def digest(self) -> int:
         """The sum over all rows of a 128-bit hash of table, key and row."""
+        return self.fold(len(self._stale))
+
+    def fold(self, max_rows: int) -> int:
+        """Hash some of the rows changed since the last time, so that ``digest`` has less to do."""
         total = self._digest
-        for (name, key), old in self._stale.items():
+        stale = self._stale
+        for _ in range(min(max_rows, len(stale))):
+            (name, key), old = stale.popitem()
             table = self._tables.get(name)
             if old is not ABSENT:
                 total -= self._row_hash(name, table, key, old)
@@ -239,7 +243,6 @@ class TableSet:
                 new = table.rows.get(key, ABSENT)
                 if new is not ABSENT:
                     total += self._row_hash(name, table, key, new)
-        self._stale.clear()
         self._digest = total % _MODULUS
         return self._digest
 

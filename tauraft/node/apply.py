@@ -20,13 +20,14 @@ from typing import Any, Literal, TypeVar
 import msgpack
 
 from tauraft import errors
-from tauraft.codec import compile_codec
-from tauraft.core.messages import Entry, Membership
+from tauraft.codec import CodecError, compile_codec
+from tauraft.core.messages import Entry, Membership, SnapshotMeta
 from tauraft.errors import InvalidCommand, PluginMissing, Refused, SessionLost
 from tauraft.fsm import FSM, Command, Message, Query, Ticket
-from tauraft.node.batch import Batch, decode_batch
+from tauraft.node.batch import decode_batch
 from tauraft.node.replica import AnswerKind, Outcome, SessionEvent, StoredState
 from tauraft.plugin_manager import Registry
+from tauraft.storage.snapshot_store import SnapshotCorrupt
 from tauraft.system.messages import (
     MESSAGES,
     SYSTEM,
@@ -51,10 +52,12 @@ from tauraft.system.sessions import (
 )
 from tauraft.system.tables import ActiveVersion, ReplicaRow, System
 from tauraft.system.timers import MAX_FIRED_PER_ENTRY, Timers
-from tauraft.tables import ABSENT, TableSet
+from tauraft.tables import TableSet
 
 R = TypeVar("R")
 F = TypeVar("F", bound=FSM)
+SNAPSHOT_FORMAT = 1
+SESSIONS = "tauraft.system/sessions"  # where the sessions' blobs stand among the rows of a snapshot
 Change = tuple[str, Any, Any, Any]  # table, key, old or ABSENT, new or ABSENT
 
 # Stop the replica: whether these happen depends on this process alone (SAFETY 13).
@@ -111,10 +114,19 @@ class _Context:
         self, key: str, at_ns: int, command: Command[Any], *, clock: Literal["cluster", "wall"] = "cluster"
     ) -> None:
         payload = self._machine.registry.encode(command)
-        self._machine.timers.schedule(self.fsm, key, at_ns, payload, clock == "wall")
+        # In the plugin's own scope, so that its timers are undone with it; but the table is the system's.
+        self._in_timers(lambda: self._machine.timers.schedule(self.fsm, key, at_ns, payload, clock == "wall"))
 
     def cancel(self, key: str) -> None:
-        self._machine.timers.cancel(self.fsm, key)
+        self._in_timers(lambda: self._machine.timers.cancel(self.fsm, key))
+
+    def _in_timers(self, act: Callable[[], object]) -> None:
+        tables = self._machine.tables
+        writer, tables.writer = tables.writer, SYSTEM
+        try:
+            act()
+        finally:
+            tables.writer = writer
 
     def read(self, fsm: type[F]) -> F:
         return self._machine.read_for(self.fsm, fsm)
@@ -144,7 +156,7 @@ class Machine:
         self._events: list[SessionEvent] = []
         self._changes: list[RevisionChanges] = []
         self._handlers: dict[type[Message[Any]], tuple[FSM, Callable[..., Any]]] = {}
-        self._fired = 0
+        self.generation = 0  # changes when a snapshot replaces everything
         self.on_changes: Callable[[Sequence[RevisionChanges]], object] | None = None
         for message in MESSAGES:
             registry.add_message(message)
@@ -249,8 +261,8 @@ class Machine:
                 self._outcomes.append(Outcome(session_id, sequence, known.kind, known.data))
             return
         if len(session.answers) + len(session.tickets) >= MAX_OUTSTANDING:
-            refused = Refused("too-many-outstanding", f"the session has {MAX_OUTSTANDING} unacknowledged commands")
-            self._store(session, sequence, AnswerKind.ERROR, errors.encode(refused), hash_, None)
+            too_many = Refused("too-many-outstanding", f"the session has {MAX_OUTSTANDING} unacknowledged commands")
+            self._store(session, sequence, AnswerKind.ERROR, errors.encode(too_many), hash_, None)
             return
         inactive = self._why_inactive(payload)
         if inactive is not None:
@@ -348,9 +360,7 @@ class Machine:
             fsm = self._fsms.get(message.fsm)
             handler = None if fsm is None else fsm.command_handler(type(message))
             if fsm is None or handler is None:
-                raise InvalidCommand(
-                    "invalid-command", f"nobody runs {message.fsm}/{message.tag} on this cluster: is its plugin active?"
-                )
+                raise InvalidCommand(f"nobody runs {message.fsm}/{message.tag} on this cluster: is its plugin active?")
             found = self._handlers[type(message)] = (fsm, handler)
         fsm, handler = found
         self._context.enter(message.fsm, session_id, sequence, self.revision, message)
@@ -576,7 +586,6 @@ class Machine:
         self.system.manifest[command.fsm_name] = ActiveVersion(command.version, command.digest)
         self._finish_scope()
 
-
     def _add_tables(self, fsm: FSM) -> None:
         for table in fsm.tables():
             self.tables.add(table)
@@ -594,6 +603,78 @@ class Machine:
                     table[table.key_codec.decode(before.key_codec.encode(key))] = table.row_codec.decode(
                         before.row_codec.encode(row)
                     )
+
+    # Snapshots.
+
+    def freeze(self) -> MachineView:
+        """The whole state at this index, copy-on-write. Close it."""
+        return MachineView(self)
+
+    def load(self, meta: SnapshotMeta, extra: bytes, rows: Iterator[tuple[str, bytes, bytes]]) -> None:
+        """Replace everything by a snapshot. Raises ``PluginMissing``, ``SnapshotCorrupt``; then this machine is no longer usable."""
+        try:
+            form, revision, now_ns, wall_ns, order, user_commands, digest, active = msgpack.unpackb(extra)
+            if form != SNAPSHOT_FORMAT:
+                raise ValueError(f"a state of format {form}; this version reads {SNAPSHOT_FORMAT}")
+        except (ValueError, TypeError) as error:
+            raise SnapshotCorrupt(f"the snapshot's header does not decode: {error}") from error
+        self._fsms.clear()
+        self._handlers.clear()
+        for table in list(self.tables):
+            if table.owner != SYSTEM:
+                self.tables.remove(table)
+        for name, version, plugin_digest in active:
+            if not self.registry.can_run(name, version, plugin_digest):
+                raise PluginMissing(
+                    f"this cluster runs {name} version {version}, which this process lacks or has in another form; "
+                    "install the package that brings it and start again"
+                )
+            fsm = self._fsms[name] = self.registry.make(name, version)
+            self._add_tables(fsm)
+        blobs: list[bytes] = []
+
+        def of_tables() -> Iterator[tuple[str, bytes, bytes]]:
+            for table, key, row in rows:
+                if table == SESSIONS:
+                    blobs.append(row)
+                else:
+                    yield table, key, row
+
+        try:
+            self.tables.load(of_tables())
+        except (KeyError, CodecError) as error:
+            raise SnapshotCorrupt(f"a row of the snapshot does not fit: {error}") from error
+        if self.tables.digest().to_bytes(16, "big") != digest:
+            raise SnapshotCorrupt("the rows of the snapshot are not those its digest was taken of")
+        self.sessions.load(iter(blobs))
+        self.revision, self.now_ns, self.wall_ns, self.user_commands = revision, now_ns, wall_ns, user_commands
+        self.timers.order = order
+        self.applied_index, self.applied_term, self.membership = meta.index, meta.term, meta.membership
+        self.generation += 1
+
+
+class MachineView:
+    """The state of one index, to be written as a snapshot while the machine goes on."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.index, self.term, self.membership = machine.applied_index, machine.applied_term, machine.membership
+        active = [[name, row.version, row.digest] for name, row in machine.system.manifest.items()]
+        digest = machine.tables.digest().to_bytes(16, "big")
+        self.extra: bytes = msgpack.packb(
+            [SNAPSHOT_FORMAT, machine.revision, machine.now_ns, machine.wall_ns, machine.timers.order,
+             machine.user_commands, digest, active]
+        )  # fmt: skip
+        self._tables = machine.tables.freeze()
+        self._sessions = machine.sessions.freeze()
+
+    def slices(self, max_rows: int) -> Iterator[list[tuple[str, bytes, bytes]]]:
+        yield from self._tables.slices(max_rows)
+        for rows in self._sessions.slices(max_rows):
+            yield [(SESSIONS, session_id.to_bytes(8, "big"), blob) for session_id, blob in rows]
+
+    def close(self) -> None:
+        self._tables.close()
+        self._sessions.close()
 
 
 def _patience_key(session: int, sequence: int) -> str:

@@ -14,14 +14,16 @@ Not here: what entries mean (``apply.py``), who is a member (``formation``, ``up
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from random import Random
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 
 from tauraft.core.log import Compacted
 from tauraft.core.membership import MembershipChange, decode_change
@@ -39,8 +41,8 @@ from tauraft.core.messages import (
     RoleChange,
     SnapshotMeta,
 )
-from tauraft.core.raft import ProposalDropped, Raft, RaftConfig
-from tauraft.errors import NoLeader
+from tauraft.core.raft import ProposalDropped, Raft
+from tauraft.errors import InvalidCommand, NoLeader, Overloaded
 from tauraft.fsm import Message as FSMMessage
 from tauraft.node import wire
 from tauraft.node.apply import Machine
@@ -51,9 +53,11 @@ from tauraft.node.replica import Item, Outcome, SessionEvent
 from tauraft.node.snapshots import SnapshotMover
 from tauraft.storage.log_store import Compacted as StoreCompacted
 from tauraft.storage.log_store import LogStore
+from tauraft.system.messages import Activate, Announce
 from tauraft.transport.transport import Channel
 
-HeartbeatRound = tuple[int, int, int, int, int]  # round, now, wall, digest index, low 63 bits of the digest
+_log = logging.getLogger("tauraft.node")
+MAX_FOLDED_ROWS = 2_000  # into the digest at a tick: some milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +134,8 @@ class Driver:
         self._held: list[Message] = []  # ready to step once their snapshot is here
         self._wake = anyio.Event()
         self._next_tick_ns = clock.monotonic_ns()
+        snapshots.send = lambda peer_id, frame, bulk: channel.send(peer_id, frame, bulk=bulk)
+        snapshots.on_failed = self._snapshot_failed
         self._decoded: dict[int, tuple[int, list[FSMMessage[Any] | None]]] = {}
         self._reads_waiting: list[Callable[[int | None], object]] = []
         self._reads_asked: dict[int, tuple[int, list[Callable[[int | None], object]]]] = {}
@@ -137,11 +143,12 @@ class Driver:
         self._when_applied: list[tuple[int, int, Callable[[], object]]] = []
         self._order = 0
         self._rounds = HeartbeatRounds()
-        self._last_heard_ns = 0
         self.on_applied: Callable[[int, Sequence[Outcome], Sequence[SessionEvent]], object] = _ignore
         self.on_role_change: Callable[[RoleChange], object] = _ignore
         self.on_membership: Callable[[Membership], object] = _ignore
         self.on_tick: Callable[[], object] = _ignore
+        self.may_admit: Callable[[], bool] = lambda: True
+        self.admit: Callable[[Item], Item] = lambda item: item
 
     # What others ask of it.
 
@@ -197,6 +204,9 @@ class Driver:
         if leader is not None and leader.peer_id == peer_id and leader != self.me:
             self.raft.leader_connection_lost()
             self.wake()
+
+    def set_members(self, members: Mapping[str, Sequence[str]]) -> None:
+        self._channel.set_members(members)
 
     def wake(self) -> None:
         self._wake.set()
@@ -267,12 +277,23 @@ class Driver:
         self._held.append(message)
         self.wake()
 
+    def _snapshot_failed(self, member: Member) -> None:
+        self.raft.report_snapshot(member, False)
+        self.wake()
+
+    def snapshot_taken(self, meta: SnapshotMeta, keep_entries: int) -> None:
+        """It is durable: others can be sent it, and the log below it, but for a margin for slow followers, may go."""
+        self._log.snapshot = meta
+        self._store.compact_prefix(meta.index - keep_entries)
+
     def _take_forwarded(self, items: list[Item]) -> None:
         if self.is_leader:
-            # Refused items are dropped: the replica that forwarded them tries again, and answers its client.
+            # What is refused is dropped: the replica that forwarded it tries again, and answers its client.
             for item in items:
-                if len(self._queue) < 10_000:
-                    self._queue.add([item])
+                try:
+                    self._queue.add([self.admit(item)])
+                except (InvalidCommand, Overloaded) as refused:
+                    _log.warning("a forwarded command was dropped: %s", refused)
 
     def _tick_when_due(self) -> None:
         now = self._clock.monotonic_ns()
@@ -285,6 +306,8 @@ class Driver:
             self.raft.set_heartbeat_payload(self._heartbeat_payload(now))
         self.raft.tick()
         self._retry_reads(now)
+        self._snapshots.tick()
+        self.machine.tables.fold(MAX_FOLDED_ROWS)
         self.on_tick()
 
     def _seconds_to_next_deadline(self) -> float:
@@ -309,13 +332,13 @@ class Driver:
             if len(self._queue):
                 self._forward_leftovers()
             return
-        if not self.machine.is_ready_to_lead:
-            return
         while True:
             now_ns, wall_ns = self._cluster_clock.stamp()
             must_tick = self.machine.has_due(now_ns, wall_ns)
             items: list[Item] = []
-            if not self.machine.has_backlog(now_ns, wall_ns):
+            if not self.may_admit():
+                items = self._queue.take_only(is_upkeep)
+            elif not self.machine.has_backlog(now_ns, wall_ns):
                 items = self._queue.take()
             if not items and not (must_tick and self._tick_is_wanted(now_ns)):
                 return
@@ -333,9 +356,7 @@ class Driver:
 
     def _tick_is_wanted(self, now_ns: int) -> bool:
         """One tick under way is enough: the same timers must not be proposed again before it is applied."""
-        if self.raft.commit_pending_index() > self.machine.applied_index:
-            return False
-        return True
+        return self.raft.commit_pending_index() <= self.machine.applied_index
 
     def _forward_leftovers(self) -> None:
         """Was leader when these were queued."""
@@ -395,13 +416,14 @@ class Driver:
             sent = self._channel.send(message.to.peer_id, wire.encode_message(message))
             if not sent:
                 self.raft.report_unreachable(message.to)
-                if isinstance(message, InstallSnapshot):
-                    self.raft.report_snapshot(message.to, False)
+            if isinstance(message, InstallSnapshot):
+                self._snapshots.offered(message.to)
 
     def _change_role(self, change: RoleChange) -> None:
         if self.raft.is_leader:
             self._rounds = HeartbeatRounds()
             self._cluster_clock.start_leading()
+            self._snapshots.forget_offers()
         self.on_role_change(change)
 
     def _see_stamp(self, entries: Sequence[Entry]) -> None:
@@ -464,9 +486,7 @@ class Driver:
             return
         number, cluster_now, wall = wire.unpack(message.payload)
         self._cluster_clock.saw(cluster_now, wall)
-        self.raft.set_reply_payload(
-            wire.pack(wire.RAFT, [number, self._clock.monotonic_ns(), self._clock.wall_ns()])
-        )
+        self.raft.set_reply_payload(wire.pack(wire.RAFT, [number, self._clock.monotonic_ns(), self._clock.wall_ns()]))
 
     def _hear_reply(self, message: HeartbeatReply) -> None:
         if not message.payload or not self.is_leader or message.term != self.raft.term:
@@ -515,6 +535,11 @@ class HeartbeatRounds:
 
     def walls(self) -> list[int]:
         return [self._walls[voter] for voter in sorted(self._answered)]
+
+
+def is_upkeep(item: Item) -> bool:
+    """What brings the plugins up must not wait for them."""
+    return isinstance(item.message, (Announce, Activate))
 
 
 def _ignore(*_: object) -> None:

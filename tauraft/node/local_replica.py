@@ -12,16 +12,21 @@ from hashlib import sha256
 from hmac import compare_digest
 from typing import Any
 
+import anyio
+
 from tauraft.core.membership import MembershipChange, Step, StepKind
 from tauraft.core.messages import Member, Membership, Role, RoleChange
-from tauraft.errors import InvalidCommand, NotLeader, TauraftError
+from tauraft.errors import InvalidCommand, NotLeader, Refused, TauraftError
 from tauraft.fsm import Message, Query
 from tauraft.node.apply import Machine
 from tauraft.node.driver import Driver
 from tauraft.node.replica import Item, LeaderInfo, Outcome, ReplicaListener, SessionEvent, StoredState
+from tauraft.node.snapshots import SnapshotMover
 from tauraft.plugin_manager import Registry
+from tauraft.storage.snapshot_store import SnapshotNotFound
 from tauraft.system.messages import SYSTEM, Activate, Announce
 
+FIRST_ACTIVATION_TICKS = 50  # how long a new cluster waits for a founder that does not say what it can run
 RUNG_SIZES = (1, 3, 5)  # voters grow 1 -> 3 -> 5, each in one joint change (FORMATION 6)
 
 
@@ -46,6 +51,8 @@ class LocalReplica:
         whereabouts: Whereabouts,
         *,
         max_voters: int = 5,
+        snapshots: SnapshotMover,
+        snapshot_entries: int,
     ) -> None:
         self.namespace = namespace
         self.driver = driver
@@ -59,7 +66,7 @@ class LocalReplica:
         self._listeners: list[ReplicaListener] = []
         self._leader: Member | None = None
         self._proposed_at: dict[str, int] = {}
-        self._ticks = 0
+        self._ticks = self._leading_since = 0
         self._calls: dict[str, Callable[[dict[str, Any]], Awaitable[Any]]] = {
             "status": self._status,
             "members": self._members,
@@ -68,6 +75,13 @@ class LocalReplica:
             "remove_server": self._remove_server,
             "transfer_leadership": self._transfer_leadership,
         }
+        self._snapshots = snapshots
+        self._snapshot_entries = snapshot_entries
+        self._snapshot_wanted = anyio.Event()
+        self._snapshot_index = driver.machine.applied_index
+        driver.on_membership = self._members_changed
+        driver.may_admit = self._plugins_are_up
+        driver.admit = self._admitted
         driver.on_applied = self._applied
         driver.on_role_change = self._role_changed
         driver.on_tick = self._upkeep
@@ -94,9 +108,12 @@ class LocalReplica:
         return () if row is None else row.addresses
 
     def propose(self, items: Sequence[Item]) -> None:
-        self.driver.propose([item if item.message is not None else self._admitted(item) for item in items])
+        self.driver.propose([self._admitted(item) for item in items])
 
     def _admitted(self, item: Item) -> Item:
+        """The leader checks what enters the log, also what others forward (SAFETY 29)."""
+        if item.message is not None:
+            return item
         return Item(
             item.session, item.sequence, item.acked_below, item.wait_ns, item.payload, self.decode(item.payload)
         )
@@ -136,16 +153,52 @@ class LocalReplica:
     async def call(self, method: str, arguments: dict[str, Any]) -> Any:
         found = self._calls.get(method)
         if found is None:
-            raise InvalidCommand("invalid-command", f"no such request: {method}")
+            raise InvalidCommand(f"no such request: {method}")
         return await found(arguments)
+
+    # Its tasks.
+
+    async def run(self) -> None:
+        """Until cancelled, or until it is unsafe to go on: that exception comes out. ``close`` is then still owed."""
+        self._members_changed(self.machine.membership)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.driver.run)
+            tasks.start_soon(self._take_snapshots)
+
+    async def _take_snapshots(self) -> None:
+        while True:
+            await self._snapshot_wanted.wait()
+            await self.take_snapshot()
+            self._snapshot_wanted = anyio.Event()
+
+    async def take_snapshot(self) -> int:
+        """Returns its index; it is durable and verified by its digest, and the log below it may be gone."""
+        generation = self.machine.generation
+        try:
+            meta = await self._snapshots.take(self.machine, lambda: self.machine.generation == generation)
+        except SnapshotNotFound:
+            return self.machine.applied_index  # one from the leader came meanwhile, and is newer
+        if self.machine.generation == generation:
+            self._snapshot_index = meta.index
+            self.driver.snapshot_taken(meta, self._snapshot_entries // 4)
+        return meta.index
 
     # What the driver reports.
 
+    def _members_changed(self, membership: Membership) -> None:
+        members = sorted({m.peer_id for m in membership.all_members()} - {self.peer_id})
+        self.driver.set_members({peer_id: self.addresses_of(peer_id) for peer_id in members})
+
     def _applied(self, index: int, outcomes: Sequence[Outcome], events: Sequence[SessionEvent]) -> None:
+        if index - self._snapshot_index >= self._snapshot_entries and not self._snapshot_wanted.is_set():
+            self._snapshot_wanted.set()
         for listener in list(self._listeners):
             listener.applied(index, outcomes, events)
 
     def _role_changed(self, change: RoleChange) -> None:
+        if self.is_leader:
+            self._leading_since = self._ticks
+            self._proposed_at.clear()
         if change.leader != self._leader:
             self._leader = change.leader
             leader = self.leader
@@ -190,7 +243,9 @@ class LocalReplica:
         membership = self.driver.raft.membership
         rows = [self.machine.system.replicas.get(m.peer_id) for m in membership.voters | membership.outgoing]
         offers = [frozenset(row.supported) for row in rows if row is not None]
-        if len(offers) < len(rows) or not offers:
+        is_first = not self.machine.system.manifest
+        has_waited = self._ticks - self._leading_since > FIRST_ACTIVATION_TICKS
+        if len(offers) < len(rows) and not (is_first and has_waited and len(offers) > len(rows) // 2):
             return
         newest: dict[str, tuple[int, bytes]] = {}
         for name, version, digest in frozenset.intersection(*offers):
@@ -205,7 +260,7 @@ class LocalReplica:
         """A learner that has caught up votes, as soon as that makes the next odd number (FORMATION 6)."""
         raft = self.driver.raft
         membership: Membership = raft.membership
-        if membership.is_joint or raft.status().has_pending_change:
+        if membership.is_joint or self._has_pending_change():
             return
         voters = len(membership.voters)
         caught_up = [m for m in sorted(membership.learners) if self._has_caught_up(m)]
@@ -215,6 +270,13 @@ class LocalReplica:
                 self.driver.propose_change(MembershipChange(steps))
                 return
 
+    def _plugins_are_up(self) -> bool:
+        """Before the first activation nobody's commands are taken: they would be refused for want of a plugin."""
+        return bool(self.machine.system.manifest) or not self.registry.supported()
+
+    def _has_pending_change(self) -> bool:
+        return self.driver.raft.has_pending_change
+
     def _has_caught_up(self, member: Member) -> bool:
         status = self.driver.raft.status()
         progress = status.progress.get(member)
@@ -223,7 +285,12 @@ class LocalReplica:
             (name, active.version, active.digest) in row.supported
             for name, active in self.machine.system.manifest.items()
         )
-        return progress is not None and progress.match + 1_000 >= status.commit and progress.is_active and runs_all
+        return (
+            progress is not None
+            and progress.match + 1_000 >= status.commit
+            and progress.is_recently_active
+            and runs_all
+        )
 
     # Administration.
 
@@ -234,7 +301,7 @@ class LocalReplica:
                 "this replica does not lead; nothing was done: send it to "
                 + ("the leader, once there is one" if leader is None else leader.peer_id)
             )
-            error.leader = leader  # type: ignore[assignment]
+            error.leader = leader
             raise error
 
     async def _status(self, arguments: dict[str, Any]) -> Any:
@@ -318,7 +385,7 @@ class LocalReplica:
             others = [m for m in sorted(raft.membership.voters) if m != self.me and m in progress]
             target = max(others, key=lambda m: progress[m].match, default=None)
         if target is None or target not in raft.membership.voters:
-            raise InvalidCommand("no-target", "there is no other voter that leadership could be given to; nothing changed")
+            raise Refused("no-target", "there is no other voter that leadership could be given to; nothing changed")
         raft.transfer(target)
         self.driver.wake()
         return None

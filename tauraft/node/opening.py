@@ -90,6 +90,7 @@ class Parts:
     timing: Timing
     whereabouts: Whereabouts
     max_voters: int = 5
+    snapshot_entries: int = 20_000  # a snapshot is taken this many entries after the last one
     lease_reads: bool = False
 
 
@@ -160,5 +161,11 @@ def open_replica(
     driver.see_last_stamp(recovered.last_index)
     sink.driver = driver
     return LocalReplica(
-        parts.namespace, driver, parts.registry, parts.whereabouts, max_voters=parts.max_voters
+        parts.namespace,
+        driver,
+        parts.registry,
+        parts.whereabouts,
+        max_voters=parts.max_voters,
+        snapshots=snapshots,
+        snapshot_entries=parts.snapshot_entries,
     )

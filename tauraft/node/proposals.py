@@ -8,7 +8,7 @@ log.  The decoded messages are kept beside the entry, so that the leader's own a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tauraft.errors import Overloaded
 from tauraft.node.replica import Item
@@ -45,6 +45,14 @@ class ProposalQueue:
         """Of the system itself: never refused, and before the others."""
         self._items.appendleft(item)
         self._bytes += len(item.payload)
+
+    def take_only(self, wanted: Callable[[Item], bool]) -> list[Item]:
+        """Those that may not wait, wherever they stand; the others keep their order."""
+        taken = [item for item in self._items if wanted(item)]
+        if taken:
+            self._items = deque(item for item in self._items if not wanted(item))
+            self._bytes -= sum(len(item.payload) for item in taken)
+        return taken
 
     def take(self) -> list[Item]:
         batch: list[Item] = []

@@ -98,13 +98,16 @@ def _bool(value: Any) -> bool:
     return value
 
 
+_Head = tuple[Member, Member, int, bytes]  # sender, to, term, cluster id
+
+
 def _pack_append(m: Append) -> list[Any]:
     # Entries follow one another, so their indexes need not travel.
     entries = [[entry.term, int(entry.kind), entry.data] for entry in m.entries]
     return [m.prev_index, m.prev_term, entries, m.commit, m.sequence]
 
 
-def _unpack_append(head: Sequence[Any], body: Sequence[Any]) -> Append:
+def _unpack_append(head: _Head, body: Sequence[Any]) -> Append:
     prev_index, prev_term, packed, commit, sequence = body
     index = _int(prev_index)
     entries = tuple(
@@ -116,7 +119,7 @@ def _unpack_append(head: Sequence[Any], body: Sequence[Any]) -> Append:
 
 # Kind of message -> (number on the wire, its own fields -> list, header + list -> message).
 _Packer = Callable[[Any], list[Any]]
-_Unpacker = Callable[[Sequence[Any], Sequence[Any]], Message]
+_Unpacker = Callable[[_Head, Sequence[Any]], Message]
 _FORMS: dict[type[Message], tuple[int, _Packer, _Unpacker]] = {
     VoteRequest: (
         0,

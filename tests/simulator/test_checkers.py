@@ -12,7 +12,9 @@ from tauraft.simulator.checkers.linearizability import NotLinearizable, check_li
 from tauraft.simulator.history import History, Known, Operation
 
 
-def operation(kind: str, argument: Any, result: Any, called: float, returned: float, known: Known = Known.OK) -> Operation:
+def operation(
+    kind: str, argument: Any, result: Any, called: float, returned: float, known: Known = Known.OK
+) -> Operation:
     return Operation("c", kind, "k", argument, result, called, returned, known)
 
 

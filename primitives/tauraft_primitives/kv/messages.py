@@ -28,7 +28,9 @@ def check_key(key: str) -> None:
     if not key:
         raise InvalidArgument("a key cannot be empty; nothing was sent", option="key")
     if len(key) > MAX_KEY_BYTES // 4 and len(key.encode()) > MAX_KEY_BYTES:
-        raise TooLarge(f"a key of {len(key.encode())} bytes: the limit is {MAX_KEY_BYTES}; nothing was sent", option="key")
+        raise TooLarge(
+            f"a key of {len(key.encode())} bytes: the limit is {MAX_KEY_BYTES}; nothing was sent", option="key"
+        )
 
 
 def check_value(value: bytes) -> None:
@@ -36,7 +38,9 @@ def check_value(value: bytes) -> None:
     if type(value) is not bytes:
         raise TypeError(f"a value is bytes or str, not {type(value).__name__}")
     if len(value) > MAX_VALUE_BYTES:
-        raise TooLarge(f"a value of {len(value)} bytes: the limit is {MAX_VALUE_BYTES}; nothing was sent", option="value")
+        raise TooLarge(
+            f"a value of {len(value)} bytes: the limit is {MAX_VALUE_BYTES}; nothing was sent", option="value"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,9 @@ class PutIf(Command[PutResult], fsm=KV):
         check_value(self.value)
         check_ttl(self.ttl)
         if self.if_absent and self.if_revision is not None:
-            raise InvalidArgument("if_absent and if_revision exclude each other; nothing was sent", option="if_revision")
+            raise InvalidArgument(
+                "if_absent and if_revision exclude each other; nothing was sent", option="if_revision"
+            )
 
 
 @dataclass(frozen=True, slots=True)

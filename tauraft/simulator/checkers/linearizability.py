@@ -76,5 +76,3 @@ def _explainable(operations: Sequence[Operation]) -> bool:
             if after is not _MISMATCH:
                 stack.append((done | {place}, after))
     return False
-
-

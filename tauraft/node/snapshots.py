@@ -1,0 +1,324 @@
+"""Snapshots of one replica: taken while it works, restored from, and fetched from a leader.
+
+*Taking*: a copy-on-write view of the state at one index is walked in slices of about 2 ms, so heartbeats never wait;
+rows go to a file in a worker; the directory appears at once (``storage.snapshot_store``), and only then may the log be compacted.
+
+*Fetching*: the core is not told of an ``InstallSnapshot`` until its bytes are here and verified.  The receiver sets the
+pace: it asks for pieces (``PULL``), a few at a time, and asks again for what did not come; the sender only answers, on
+the bulk stream.  A fetch without progress for ``PATIENCE_S`` is dropped; the leader offers again.
+
+*The digest* of the state is in the header and is checked when the rows are loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import anyio
+import anyio.lowlevel
+import msgpack
+
+from tauraft.core.messages import InstallSnapshot, Member, SnapshotMeta
+from tauraft.node import wire
+from tauraft.node.apply import Machine
+from tauraft.node.clock import SECOND_NS, Clock
+from tauraft.storage.log_store import StorageError
+from tauraft.storage.snapshot_store import (
+    SnapshotCorrupt,
+    SnapshotNotFound,
+    SnapshotReader,
+    SnapshotReceiver,
+    SnapshotStore,
+    SnapshotWriter,
+)
+
+PIECE_BYTES: Final = 60 << 10
+WINDOW: Final = 8
+ASK_AGAIN_NS: Final = SECOND_NS // 2
+PATIENCE_NS: Final = 10 * SECOND_NS
+ROWS_A_SLICE: Final = 250  # about 1 ms of encoding
+KEPT: Final = 3
+
+Row = tuple[str, bytes, bytes]
+RunInWorker = Callable[[Callable[[], Any]], Awaitable[Any]]
+_log = logging.getLogger("tauraft.node")
+
+
+class RowFile(Protocol):
+    """How the rows of a snapshot are written and read. Writing and reading run in a worker."""
+
+    def begin(self, writer: SnapshotWriter) -> Any: ...
+
+    def add(self, file: Any, rows: Sequence[Row]) -> None: ...
+
+    def finish(self, file: Any) -> None: ...
+
+    def read(self, reader: SnapshotReader) -> Iterable[Sequence[Row]]: ...
+
+
+class ParquetRows:
+    """On a real disk: a Parquet file that any tool reads."""
+
+    NAME = "rows.parquet"
+
+    def begin(self, writer: SnapshotWriter) -> Any:
+        from tauraft.storage.parquet import ParquetWriter
+
+        return ParquetWriter(writer.external_path(self.NAME))
+
+    def add(self, file: Any, rows: Sequence[Row]) -> None:
+        start = 0
+        while start < len(rows):
+            table = rows[start][0]
+            end = start
+            while end < len(rows) and rows[end][0] == table:
+                end += 1
+            file.add(table, [(key, row) for _, key, row in rows[start:end]])
+            start = end
+
+    def finish(self, file: Any) -> None:
+        file.finish()
+
+    def read(self, reader: SnapshotReader) -> Iterable[Sequence[Row]]:
+        from tauraft.storage.parquet import read_parquet
+
+        return read_parquet(reader.path(self.NAME))
+
+
+class PlainRows:
+    """On a disk in memory, which other libraries cannot write to: msgpack, a chunk a slice."""
+
+    NAME = "rows.msgpack"
+
+    def begin(self, writer: SnapshotWriter) -> Any:
+        writer.add_file(self.NAME)
+        return writer
+
+    def add(self, file: SnapshotWriter, rows: Sequence[Row]) -> None:
+        file.write(msgpack.packb(list(rows)))
+
+    def finish(self, file: SnapshotWriter) -> None:
+        pass
+
+    def read(self, reader: SnapshotReader) -> Iterable[Sequence[Row]]:
+        unpacker = msgpack.Unpacker(max_buffer_size=1 << 31)
+        unpacker.feed(reader.read_file(self.NAME))
+        yield from unpacker
+
+
+@dataclass(slots=True)
+class _Fetch:
+    """One snapshot on its way here."""
+
+    message: InstallSnapshot
+    arrived: Callable[[InstallSnapshot], object]
+    receiver: SnapshotReceiver | None
+    asked: dict[int, int]  # offset -> when
+    progress_ns: int
+
+
+class SnapshotMover:
+    """See the module. All but ``take`` is called in the driver's turn."""
+
+    def __init__(
+        self,
+        store: SnapshotStore,
+        rows: RowFile,
+        clock: Clock,
+        run_in_worker: RunInWorker,
+    ) -> None:
+        self._store = store
+        self._rows = rows
+        self._clock = clock
+        self._run_in_worker = run_in_worker
+        self._fetch: _Fetch | None = None
+        self._serving: tuple[bytes, SnapshotReader] | None = None
+        self._offered: dict[Member, int] = {}  # to whom a snapshot was offered, and when it last asked for a piece
+        self.send: Callable[[str, bytes, bool], bool] = lambda peer_id, frame, bulk: False
+        self.on_failed: Callable[[Member], object] = lambda member: None
+
+    # Restoring.
+
+    def restore_newest(self, machine: Machine, at_least: int) -> SnapshotMeta | None:
+        """Into a fresh machine. Raises ``PluginMissing``."""
+        self._store.open()
+        reader = self._store.newest(max(0, at_least))
+        if reader is None:
+            return None
+        self._load(reader, machine)
+        return reader.meta
+
+    def restore(self, meta: SnapshotMeta, machine: Machine) -> None:
+        """One that was fetched before."""
+        self._load(self._store.find(meta.id), machine)
+
+    def _load(self, reader: SnapshotReader, machine: Machine) -> None:
+        try:
+            rows = (row for chunk in self._rows.read(reader) for row in chunk)
+            machine.load(reader.meta, reader.manifest.extra, rows)
+        finally:
+            reader.close()
+
+    # Taking.
+
+    async def take(self, machine: Machine, still: Callable[[], bool]) -> SnapshotMeta:
+        """Of the state as it is now; writes go on meanwhile. ``still``: false gives up (``SnapshotNotFound``)."""
+        view = machine.freeze()
+        writer = self._store.begin(SnapshotMeta(view.index, view.term, view.membership))
+        try:
+            file = await self._run_in_worker(lambda: self._rows.begin(writer))
+            gathered: list[Row] = []
+            for rows in view.slices(ROWS_A_SLICE):
+                gathered += rows
+                if len(gathered) >= 4 * ROWS_A_SLICE:
+                    batch, gathered = gathered, []
+                    await self._run_in_worker(lambda batch=batch: self._rows.add(file, batch))  # type: ignore[misc]
+                else:
+                    await anyio.lowlevel.checkpoint()
+                if not still():
+                    raise SnapshotNotFound("the state was replaced while the snapshot was taken")
+            await self._run_in_worker(lambda: self._rows.add(file, gathered))
+            await self._run_in_worker(lambda: self._rows.finish(file))
+            manifest = await self._run_in_worker(lambda: writer.commit(view.extra))
+            await self._run_in_worker(lambda: self._store.reap(KEPT))
+            meta: SnapshotMeta = manifest.meta
+            return meta
+        finally:
+            view.close()
+            writer.cancel()
+
+    # Fetching.
+
+    def fetch(self, message: InstallSnapshot, arrived: Callable[[InstallSnapshot], object]) -> None:
+        """Get the snapshot from the sender of ``message``, then call ``arrived``."""
+        current = self._fetch
+        if current is not None and current.message.meta.id == message.meta.id:
+            current.message = message  # the leader repeats itself
+            return
+        if current is not None:
+            self._drop_fetch()
+        try:
+            self._store.find(message.meta.id).close()
+        except SnapshotNotFound:
+            self._fetch = _Fetch(message, arrived, None, {}, self._clock.monotonic_ns())
+            self._ask()
+        else:
+            arrived(message)
+
+    def tick(self) -> None:
+        """Ask again for what did not come; give up what does not move, on either side."""
+        now = self._clock.monotonic_ns()
+        fetch = self._fetch
+        if fetch is not None:
+            if now - fetch.progress_ns > PATIENCE_NS:
+                self._drop_fetch()
+            else:
+                self._ask()
+        for member, asked_ns in list(self._offered.items()):
+            if now - asked_ns > PATIENCE_NS // 2:
+                del self._offered[member]
+                self.on_failed(member)
+
+    def offered(self, member: Member) -> None:
+        """The core has sent ``member`` an InstallSnapshot."""
+        self._offered[member] = self._clock.monotonic_ns()
+
+    def forget_offers(self) -> None:
+        self._offered.clear()
+
+    def _drop_fetch(self) -> None:
+        if self._fetch is not None and self._fetch.receiver is not None:
+            self._fetch.receiver.cancel()
+        self._fetch = None
+
+    def _ask(self) -> None:
+        fetch = self._fetch
+        assert fetch is not None
+        now = self._clock.monotonic_ns()
+        peer_id, identifier = fetch.message.sender.peer_id, fetch.message.meta.id
+        wanted: Iterator[int] = iter((-1,)) if fetch.receiver is None else _offsets(fetch.receiver.missing())
+        under_way = sum(1 for asked_ns in fetch.asked.values() if now - asked_ns < ASK_AGAIN_NS)
+        for offset in wanted:
+            if under_way >= WINDOW:
+                return
+            if now - fetch.asked.get(offset, -ASK_AGAIN_NS) >= ASK_AGAIN_NS:
+                fetch.asked[offset] = now
+                under_way += 1
+                self.send(peer_id, wire.pack(wire.PULL, [identifier, offset]), False)
+
+    def take_frame(self, sender: str, frame: bytes) -> None:
+        """A PULL or CHUNK of a peer. Raises ``WireError``."""
+        try:
+            if frame[0] == wire.PULL:
+                identifier, offset = wire.unpack(frame)
+                self._serve(sender, identifier, offset)
+            else:
+                identifier, offset, data = wire.unpack(frame)
+                self._take_piece(sender, identifier, offset, data)
+        except (ValueError, TypeError) as error:
+            raise wire.WireError(f"not a piece of a snapshot: {error}") from error
+
+    def _serve(self, peer_id: str, identifier: bytes, offset: int) -> None:
+        for member in self._offered:
+            if member.peer_id == peer_id:
+                self._offered[member] = self._clock.monotonic_ns()
+        if self._serving is None or self._serving[0] != identifier:
+            try:
+                reader = self._store.find(identifier)
+            except SnapshotNotFound:
+                return  # reaped: the asker gives up, and is offered a newer one
+            if self._serving is not None:
+                self._serving[1].close()
+            self._serving = (identifier, reader)
+        reader = self._serving[1]
+        data = reader.manifest.encoded if offset < 0 else reader.read(offset, PIECE_BYTES)
+        self.send(peer_id, wire.pack(wire.CHUNK, [identifier, offset, data]), True)
+
+    def _take_piece(self, peer_id: str, identifier: bytes, offset: int, data: bytes) -> None:
+        fetch = self._fetch
+        if fetch is None or fetch.message.meta.id != identifier or fetch.message.sender.peer_id != peer_id:
+            return
+        fetch.progress_ns = self._clock.monotonic_ns()
+        fetch.asked.pop(offset, None)
+        try:
+            if fetch.receiver is None:
+                if offset >= 0:
+                    return
+                receiver = self._store.receive(data)
+                if receiver.manifest.meta.id != identifier:
+                    receiver.cancel()
+                    raise wire.WireError("a manifest of another snapshot")
+                fetch.receiver = receiver
+            elif offset >= 0:
+                fetch.receiver.write(offset, data)
+            if not fetch.receiver.missing():
+                fetch.receiver.commit()
+                self._fetch = None
+                fetch.arrived(fetch.message)
+                return
+        except SnapshotCorrupt as error:
+            _log.warning("a snapshot from %s was dropped: %s", peer_id, error)
+            self._drop_fetch()
+            return
+        self._ask()
+
+    def refused_frame(self, sender: str, error: Exception) -> None:
+        _log.warning("a frame from %s was dropped: %s", sender, error)
+
+    def close(self) -> None:
+        self._drop_fetch()
+        if self._serving is not None:
+            self._serving[1].close()
+            self._serving = None
+
+
+def _offsets(missing: Sequence[tuple[int, int]]) -> Iterator[int]:
+    """The pieces in the missing ranges; ranges start and end at pieces, or at the end."""
+    for start, end in missing:
+        yield from range(start, end, PIECE_BYTES)
+
+
+__all__ = ["ParquetRows", "PlainRows", "RowFile", "SnapshotMover", "StorageError"]

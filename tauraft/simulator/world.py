@@ -1,0 +1,348 @@
+"""A cluster in one process: the real node, on a network and on disks that can be hurt.
+
+One seed decides everything: the order of tasks (trio's deterministic scheduling), delays and losses, what a power cut
+leaves on a disk, each node's draws, the faults and the workload.  Time is trio's mock clock: it jumps to the next
+thing due, so an hour of cluster life takes as long as its work.
+
+    def story(world): ...            # async, drives the world
+    run_world(seed, story)           # raises what the story, a checker or a node raises, naming the seed
+
+A node that stops by itself (a plugin that cannot go on, a failed disk) is a failure of the run unless the story expects it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable, Sequence
+from random import Random
+from typing import Any
+
+import trio
+import trio.testing
+
+from tauraft.client import Connector, Dialer, StreamDialer
+from tauraft.command_protocol import Hello, LeaderIs
+from tauraft.command_service import CommandService
+from tauraft.core.messages import Member
+from tauraft.errors import TauraftError
+from tauraft.fsm import Command, Message, Query
+from tauraft.node.driver import Timing
+from tauraft.node.local_replica import LocalReplica, Whereabouts
+from tauraft.node.opening import MemberRecord, Parts, load_member, open_replica, save_member
+from tauraft.node.snapshots import PlainRows, SnapshotMover
+from tauraft.payloads import decode_answer, encode_message
+from tauraft.plugin_manager import Registry, load_plugins
+from tauraft.session import Session
+from tauraft.simulator.checkers.agreement import Agreement, ElectionSafety
+from tauraft.simulator.clock import SimulatedClock
+from tauraft.storage.file_system import MemoryFileSystem
+from tauraft.storage.segment_log import SegmentLog
+from tauraft.storage.snapshot_store import SnapshotStore
+from tauraft.transport.memory import MemoryNetwork
+from tauraft.transport.transport import MessageStream, PeerUnreachable
+
+NAMESPACE = "/raft/simulated"
+TIMING = Timing(heartbeat_s=0.1, election_s=1.0)
+
+
+class SeedFailed(AssertionError):
+    """A run failed; the seed in the message reproduces it exactly."""
+
+
+class SimulatedNode:
+    """One machine: a disk that survives crashes, a clock, and, while it is up, a replica."""
+
+    def __init__(self, world: World, number: int) -> None:
+        self.world = world
+        self.number = number
+        self.peer_id = f"node-{number}"
+        self.disk = MemoryFileSystem()
+        self.clock = SimulatedClock()
+        self.replica: LocalReplica | None = None
+        self.stopped_by: BaseException | None = None
+        self.lives = 0
+        self.plugins: Sequence[object] | None = None  # None: the world's
+        self._scope: trio.CancelScope | None = None
+        self._ended = trio.Event()
+        self._ended.set()
+
+    @property
+    def is_up(self) -> bool:
+        return self.replica is not None
+
+    def start(self) -> None:
+        """Up again, from what its disk has."""
+        assert self._ended.is_set(), f"{self.peer_id} is up already"
+        self._ended = trio.Event()
+        self._scope = trio.CancelScope()
+        self.lives += 1
+        self.world.nursery.start_soon(self._live, self._scope, name=f"{self.peer_id} life {self.lives}")
+
+    async def crash(self) -> None:
+        """kill -9 and a power cut: what was not synced may be gone or torn."""
+        if self._scope is not None:
+            self.world.network.stop(self.peer_id)
+            self._scope.cancel()
+            await self._ended.wait()
+            self.disk.reboot(self.world.random)
+
+    async def _live(self, scope: trio.CancelScope) -> None:
+        world = self.world
+        try:
+            with scope:
+                async with world.network.transport(self.peer_id) as transport:
+                    for name in ("", "/log", "/snapshots"):
+                        if not self.disk.exists(f"/node{name}"):
+                            self.disk.make_directory(f"/node{name}")
+                    record = load_member(self.disk, "/node")
+                    if record is None:
+                        record = world.founding_record(self.peer_id)
+                        save_member(self.disk, "/node", record)
+                    store = SegmentLog("/node/log", files=self.disk, segment_bytes=1 << 16)
+                    mover = SnapshotMover(
+                        SnapshotStore("/node/snapshots", files=self.disk), PlainRows(), self.clock, run_inline
+                    )
+                    parts = Parts(
+                        NAMESPACE,
+                        self.clock,
+                        Random(world.random.getrandbits(64)),
+                        world.registry(self.plugins),
+                        TIMING,
+                        Whereabouts(transport.addresses, self.peer_id, self.peer_id, "disk"),
+                        snapshot_entries=world.snapshot_entries,
+                    )
+                    replica = open_replica(
+                        record, store, mover, lambda sink: transport.open_channel(NAMESPACE, sink), parts
+                    )
+                    for number in range(len(world.nodes)):
+                        transport.learn(f"node-{number}", [f"/memory/node-{number}"])
+                    service = CommandService(replica, self.clock.monotonic_ns)
+                    transport.serve(NAMESPACE, service.serve_stream)
+                    self.replica = replica
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(replica.run)
+                        nursery.start_soon(service.run)
+        except BaseException as error:
+            if not isinstance(error, trio.Cancelled):
+                self.stopped_by = error
+                if not world.may_stop(self, error):
+                    raise
+            else:
+                raise
+        finally:
+            self.replica = None
+            self._ended.set()
+
+
+class World:
+    """What a story is given."""
+
+    def __init__(self, seed: int, replicas: int, nursery: trio.Nursery) -> None:
+        self.seed = seed
+        self.random = Random(seed)
+        self.nursery = nursery
+        self.network = MemoryNetwork(Random(self.random.getrandbits(64)), delay_s=(0.0002, 0.002))
+        self.nodes = [SimulatedNode(self, number) for number in range(replicas)]
+        self.agreement = Agreement()
+        self.election_safety = ElectionSafety()
+        self.snapshot_entries = 200
+        self.plugins: Sequence[object] = ()
+        self.may_stop: Callable[[SimulatedNode, BaseException], bool] = lambda node, error: False
+        self._registries: dict[int, Registry] = {}
+        self._founders = tuple(Member(node.peer_id, node.number + 1) for node in self.nodes)
+        self._cluster_id = hashlib.sha256(b"%d" % seed).digest()[:16]
+        self._clients = 0
+
+    def registry(self, plugins: Sequence[object] | None) -> Registry:
+        chosen = self.plugins if plugins is None else plugins
+        return load_plugins(chosen)
+
+    def founding_record(self, peer_id: str) -> MemberRecord:
+        me = next(member for member in self._founders if member.peer_id == peer_id)
+        return MemberRecord(peer_id, me.incarnation, self._cluster_id, self._founders)
+
+    def start_all(self) -> None:
+        for node in self.nodes:
+            node.start()
+
+    @property
+    def leader(self) -> SimulatedNode | None:
+        """The one that leads in the highest term."""
+        leaders = [n for n in self.nodes if n.replica is not None and n.replica.is_leader]
+        return max(leaders, key=lambda n: n.replica.driver.raft.term if n.replica else 0, default=None)
+
+    async def wait_for_leader(self, seconds: float = 30) -> SimulatedNode:
+        with trio.fail_after(seconds):
+            while True:
+                leader = self.leader
+                if leader is not None:
+                    return leader
+                await trio.sleep(0.02)
+
+    async def wait_until(self, condition: Callable[[], bool], seconds: float = 30) -> None:
+        with trio.fail_after(seconds):
+            while not condition():
+                await trio.sleep(0.02)
+
+    def observe(self) -> None:
+        """Feed the checkers that look at replicas' states."""
+        for node in self.nodes:
+            replica = node.replica
+            if replica is None:
+                continue
+            machine = replica.machine
+            self.agreement.report(node.peer_id, machine.applied_index, machine.revision, machine.tables.digest())
+            if replica.is_leader:
+                self.election_safety.leads(node.peer_id, replica.driver.raft.term)
+
+    def client(self, *, ttl_s: float = 10.0) -> SimulatedClient:
+        self._clients += 1
+        return SimulatedClient(self, f"client-{self._clients}", ttl_s)
+
+
+class SimulatedClient:
+    """A real session over the memory network, dialling whichever node answers; ``async with`` runs it."""
+
+    def __init__(self, world: World, name: str, ttl_s: float) -> None:
+        self.name = name
+        self.clock = SimulatedClock()
+        self._world = world
+        self._ttl_s = ttl_s
+        self._random = Random(world.random.getrandbits(64))
+        self._scope = trio.CancelScope()
+        self._opened = trio.Event()
+        self.connector: Connector
+        self.transport: Any = None
+
+    async def __aenter__(self) -> SimulatedClient:
+        await self._world.nursery.start(self._live)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._scope.cancel()
+
+    async def _live(self, task_status: trio.TaskStatus[None]) -> None:
+        with self._scope:
+            async with self._world.network.transport(self.name) as transport:
+                self.transport = transport
+                dialer: Dialer = StreamDialer(self._open_stream, has_choice=True)
+                self.connector = Connector(
+                    dialer,
+                    make_session=self._make_session,
+                    clock=self.clock.boottime_ns,
+                    random=self._random,
+                    hello=Hello(1, self.name, self.name, 1),
+                )
+                task_status.started()
+                await self.connector.run()
+
+    def _make_session(self, earlier: Callable[[], None]) -> Session:
+        return Session(
+            ttl_ns=int(self._ttl_s * 1e9),
+            clock=self.clock.boottime_ns,
+            random_bytes=self._random.randbytes,
+            on_open=self._opened.set,
+            earlier=earlier,
+        )
+
+    async def _open_stream(self, leader: LeaderIs | None) -> MessageStream:
+        nodes = list(self._world.nodes)
+        self._random.shuffle(nodes)
+        if leader is not None:
+            nodes.sort(key=lambda node: node.peer_id != leader.peer_id)
+        failure = PeerUnreachable("there is no node")
+        for node in nodes:
+            try:
+                stream: MessageStream = await self.transport.connect(
+                    NAMESPACE, peer_id=node.peer_id, addresses=[f"/memory/{node.peer_id}"]
+                )
+            except PeerUnreachable as error:
+                failure = error
+            else:
+                return stream
+        raise failure
+
+    async def opened(self) -> None:
+        await self._opened.wait()
+
+    async def submit(self, command: Command[Any], timeout_s: float = 10.0, waits: bool = False) -> Any:
+        """Raises ``TauraftError``; its ``outcome`` says whether it may have taken effect."""
+        reply = _Reply()
+        self.connector.session.submit(
+            encode_message(command),
+            None,
+            waits=waits,
+            timeout_ns=int(timeout_s * 1e9) if waits else None,
+            plain_timeout_ns=int(timeout_s * 1e9),
+            done=reply.finish,
+        )
+        return await reply.value(command)
+
+    async def query(self, query: Query[Any], timeout_s: float = 10.0) -> Any:
+        reply = _Reply()
+        self.connector.session.ask(
+            encode_message(query),
+            None,
+            consistency="linearizable",
+            timeout_ns=int(timeout_s * 1e9),
+            done=reply.finish,
+        )
+        return await reply.value(query)
+
+
+class _Reply:
+    def __init__(self) -> None:
+        self._done = trio.Event()
+        self._data: bytes | None = None
+        self._error: BaseException | None = None
+
+    def finish(self, data: bytes | None, error: BaseException | None) -> None:
+        self._data, self._error = data, error
+        self._done.set()
+
+    async def value(self, message: Message[Any]) -> Any:
+        await self._done.wait()
+        if self._error is not None:
+            raise self._error
+        assert self._data is not None
+        return decode_answer(message, self._data)
+
+
+async def run_inline(work: Callable[[], Any]) -> Any:
+    """In place of a worker thread: threads have an order of their own."""
+    await trio.lowlevel.checkpoint()
+    return work()
+
+
+Story = Callable[[World], Awaitable[None]]
+
+
+def run_world(seed: int, story: Story, *, replicas: int = 3, time_limit_s: float = 3_600) -> None:
+    """Play ``story`` in the world of ``seed``. Raises ``SeedFailed``."""
+    from trio._core import _run
+
+    async def main() -> None:
+        with trio.fail_after(time_limit_s):
+            async with trio.open_nursery() as nursery:
+                await story(World(seed, replicas, nursery))
+                nursery.cancel_scope.cancel()
+
+    # trio offers this to its own tests only; without it two runs of one seed differ.
+    before = _run._ALLOW_DETERMINISTIC_SCHEDULING, _run._r
+    _run._ALLOW_DETERMINISTIC_SCHEDULING = True
+    _run._r = Random(seed)
+    try:
+        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    except Exception as error:
+        raise SeedFailed(f"seed {seed}: {_innermost(error)!r}") from error
+    finally:
+        _run._ALLOW_DETERMINISTIC_SCHEDULING, _run._r = before
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+__all__ = ["SeedFailed", "SimulatedClient", "SimulatedNode", "TauraftError", "World", "run_world"]
