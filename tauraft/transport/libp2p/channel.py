@@ -251,19 +251,21 @@ class OutgoingLink:
 
     @property
     def is_connected(self) -> bool:
-        return self._stream is not None or self._lane is not None
+        return self._stream is not None or self.lane_is_up
 
     @property
     def lane_is_up(self) -> bool:
-        return self._lane is not None
+        return self._lane is not None and not self._lane.has_ended
 
     def send(self, frame: bytes) -> bool:
         lane = self._lane
         if lane is not None:
-            if not lane.add(frame):
+            if lane.add(frame):
+                self._channel.flush_later(lane)
+                return True
+            if not lane.has_ended:
                 return False
-            self._channel.flush_later(lane)
-            return True
+            self._fall_back(lane)
         size = len(frame) + HEADER_BYTES
         if self._stream is not None:
             if self._stream.queued_bytes + size > MAX_QUEUED_BYTES:
@@ -290,6 +292,7 @@ class OutgoingLink:
     def end_lane(self, reason: str) -> None:
         if self._lane is not None:
             self._lane.end(reason)
+            self._fall_back(self._lane)
 
     async def run(self) -> None:
         with self._scope:
@@ -386,9 +389,13 @@ class OutgoingLink:
             reason = await lane.run()
             log.debug("the lane to %s ended: %s", self.peer_id, reason)
         finally:
+            self._fall_back(lane)
+
+    def _fall_back(self, lane: SendingLane) -> None:
+        if self._lane is lane:
             self._lane = None
             if self._stream is not None:
-                self._stream.push(number.encode(), Kind.FALLBACK)
+                self._stream.push(self._lane_number.encode(), Kind.FALLBACK)
 
 
 class BulkQueue:
