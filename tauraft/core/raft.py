@@ -187,6 +187,7 @@ class Raft:
         self._forwarded_reads: dict[int, int] = {}
         # Numbers of another life must not meet: a late answer to an earlier process would be a stale read.
         self._next_forwarded = random.getrandbits(62)
+        self._owed_campaign: Term | None = None  # leadership was offered in this term before a change was applied
         self._ready_number = 0
         self._given_hard_state = hard_state
         self._given_role = RoleChange(Role.FOLLOWER, self.term, None)
@@ -461,6 +462,11 @@ class Raft:
             self.log.applied = index
             if isinstance(self._state, Leader):
                 self._state.leave_joint_when_due()
+            elif self._owed_campaign is not None and not self.log.has_unapplied_config():
+                is_still_wanted = self._owed_campaign == self.term
+                self._owed_campaign = None
+                if is_still_wanted:
+                    self.start_campaign(is_transfer=True)
 
     def _is_vote_unsaved(self) -> bool:
         given = self._given_hard_state
@@ -587,6 +593,7 @@ class Raft:
             return
         # A change that is committed decides whose votes count: it must be applied first (SAFETY 25).
         if self.log.has_unapplied_config():
+            self._owed_campaign = self.term if is_transfer else None
             return
         if self.config.pre_vote and not is_transfer:
             self._ask_pre_votes()
@@ -661,8 +668,7 @@ class Raft:
         state = self._state
         if not isinstance(state, Leader):
             return
-        if not self._is_voter() and self.config.step_down_on_removal:
-            self.become_follower(self.term, None)
-            return
         state.adopt_membership()
         state.membership_applied()
+        if not self._is_voter() and self.config.step_down_on_removal:
+            state.leave_office()

@@ -53,6 +53,7 @@ class Leader:
         "_uncommitted_bytes",
         "first_own_index",
         "has_offered_leadership",
+        "is_leaving",
         "pending_config_index",
         "progress",
         "reads",
@@ -68,6 +69,7 @@ class Leader:
         self.transferee: Member | None = None
         # For the rest of the term: a TimeoutNow that is late may still set aside what the lease counts on.
         self.has_offered_leadership = False
+        self.is_leaving = False  # no longer a member: leads until a voter has the whole log
         self._transfer_elapsed = 0
         self._heartbeat_elapsed = 0
         self._uncommitted: deque[tuple[Index, int]] = deque()
@@ -177,6 +179,21 @@ class Leader:
         if raft.membership.auto_leave and raft.membership.is_joint and raft.log.applied >= self.pending_config_index:
             self._append(EntryKind.CONFIG, (encode_change(MembershipChange(steps=())),))
 
+    def leave_office(self) -> None:
+        """This member votes no more: step down as soon as a voter has the whole log, and offer it the leadership.
+
+        Not earlier: a voter that has not heard that the change is committed still asks for this member's vote, and
+        would be refused for ever if this log were longer than its own.
+        """
+        self.is_leaving = True
+        raft = self._raft
+        for member in sorted(raft.membership.voters):
+            if self._match.get(member) == raft.log.last_index:
+                self.flush()
+                raft.send_now(TimeoutNow(raft.me, member, raft.term, raft.cluster_id))
+                raft.become_follower(raft.term, None)
+                return
+
     # Time.
 
     def tick(self) -> None:
@@ -253,6 +270,8 @@ class Leader:
             progress.is_nudged = True
         if progress.member == self.transferee and progress.match == log.last_index:
             self._send_timeout_now()
+        if self.is_leaving:
+            self.leave_office()
 
     def _rejected(self, progress: Progress, message: AppendReply) -> None:
         hint = message.hint_index
