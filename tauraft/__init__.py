@@ -1,0 +1,173 @@
+"""Coordination inside your own Python processes: ``import tauraft`` is all a user imports.
+
+It costs nothing to import: no libp2p, DuckDB, trio or cryptography before one is needed.  A name is fetched from its
+room when it is first used (PEP 562) and kept; ``_ROOMS`` says where each one lives, and the imports under
+``TYPE_CHECKING`` say the same to type checkers.  tests/project/test_imports.py holds the two together.
+To export a name: add it to ``_ROOMS``, and to the imports below.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+# Room -> the names it gives.
+_ROOMS: Final = {
+    "tauraft._blocking.primitives": ("Primitives", "Session"),
+    "tauraft.errors": (
+        "AlreadyClosed",
+        "BrokenBarrier",
+        "CommandFailed",
+        "Compacted",
+        "CompareFailed",
+        "DataDirectoryError",
+        "Deadlock",
+        "ForkedProcess",
+        "InvalidArgument",
+        "InvalidBarrier",
+        "InvalidCommand",
+        "InvalidNamespace",
+        "InvalidOption",
+        "InvalidSpec",
+        "InvalidTimeout",
+        "LeadershipLost",
+        "LockLost",
+        "Mismatch",
+        "NoLeader",
+        "NotHolder",
+        "NotLeader",
+        "Outcome",
+        "Overloaded",
+        "PluginMissing",
+        "QueueEmpty",
+        "Refused",
+        "SessionLost",
+        "Shutdown",
+        "SplitBrain",
+        "StaleClaim",
+        "StaleToken",
+        "Suspended",
+        "TauraftError",
+        "TooLarge",
+        "Unavailable",
+        "UpgradeRefused",
+        "WaitTimeout",
+        "WrongKey",
+    ),
+    "tauraft.fsm": ("Command", "Query"),
+    "tauraft.handle": ("AsyncSignal", "AsyncSubmitter", "Signal", "Submitter"),
+    "tauraft.hookspecs": ("hookimpl",),
+    "tauraft.primitives": ("AsyncPrimitives", "AsyncSession"),
+    "tauraft.types": (
+        "Bytes",
+        "Consistency",
+        "Entry",
+        "LockInfo",
+        "Member",
+        "Owner",
+        "Page",
+        "PutResult",
+        "Revision",
+        "Rows",
+        "Status",
+    ),
+    "tauraft_primitives.kv._blocking": ("KV",),
+    "tauraft_primitives.kv.handle": ("AsyncKV", "Batch"),
+    "tauraft_primitives.locks._blocking": ("Hold", "Lock"),
+    "tauraft_primitives.locks.handle": ("AsyncHold", "AsyncLock"),
+}
+_ROOM_OF: Final = MappingProxyType({name: room for room, names in _ROOMS.items() for name in names})
+
+# A library says nothing unless it is asked to.
+logging.getLogger("tauraft").addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("tauraft")
+    room = _ROOM_OF.get(name)
+    if room is None:
+        raise AttributeError(f"module 'tauraft' has no attribute {name!r}")
+    value = getattr(importlib.import_module(room), name)
+    # Kept, so that the next use is an ordinary look-up.
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ROOM_OF, "__version__"})
+
+
+if TYPE_CHECKING:
+    __version__: str
+    from tauraft._blocking.primitives import Primitives as Primitives, Session as Session
+    from tauraft.errors import (
+        AlreadyClosed as AlreadyClosed,
+        BrokenBarrier as BrokenBarrier,
+        CommandFailed as CommandFailed,
+        Compacted as Compacted,
+        CompareFailed as CompareFailed,
+        DataDirectoryError as DataDirectoryError,
+        Deadlock as Deadlock,
+        ForkedProcess as ForkedProcess,
+        InvalidArgument as InvalidArgument,
+        InvalidBarrier as InvalidBarrier,
+        InvalidCommand as InvalidCommand,
+        InvalidNamespace as InvalidNamespace,
+        InvalidOption as InvalidOption,
+        InvalidSpec as InvalidSpec,
+        InvalidTimeout as InvalidTimeout,
+        LeadershipLost as LeadershipLost,
+        LockLost as LockLost,
+        Mismatch as Mismatch,
+        NoLeader as NoLeader,
+        NotHolder as NotHolder,
+        NotLeader as NotLeader,
+        Outcome as Outcome,
+        Overloaded as Overloaded,
+        PluginMissing as PluginMissing,
+        QueueEmpty as QueueEmpty,
+        Refused as Refused,
+        SessionLost as SessionLost,
+        Shutdown as Shutdown,
+        SplitBrain as SplitBrain,
+        StaleClaim as StaleClaim,
+        StaleToken as StaleToken,
+        Suspended as Suspended,
+        TauraftError as TauraftError,
+        TooLarge as TooLarge,
+        Unavailable as Unavailable,
+        UpgradeRefused as UpgradeRefused,
+        WaitTimeout as WaitTimeout,
+        WrongKey as WrongKey,
+    )
+    from tauraft.fsm import Command as Command, Query as Query
+    from tauraft.handle import (
+        AsyncSignal as AsyncSignal,
+        AsyncSubmitter as AsyncSubmitter,
+        Signal as Signal,
+        Submitter as Submitter,
+    )
+    from tauraft.hookspecs import hookimpl as hookimpl
+    from tauraft.primitives import AsyncPrimitives as AsyncPrimitives, AsyncSession as AsyncSession
+    from tauraft.types import (
+        Bytes as Bytes,
+        Consistency as Consistency,
+        Entry as Entry,
+        LockInfo as LockInfo,
+        Member as Member,
+        Owner as Owner,
+        Page as Page,
+        PutResult as PutResult,
+        Revision as Revision,
+        Rows as Rows,
+        Status as Status,
+    )
+    from tauraft_primitives.kv._blocking import KV as KV
+    from tauraft_primitives.kv.handle import AsyncKV as AsyncKV, Batch as Batch
+    from tauraft_primitives.locks._blocking import Hold as Hold, Lock as Lock
+    from tauraft_primitives.locks.handle import AsyncHold as AsyncHold, AsyncLock as AsyncLock
