@@ -11,9 +11,11 @@ checkpoint happens (it would rewrite metadata in place, and a torn one makes the
 ``segment_bytes`` the log goes on in a new file, whose first state says where the one before ended; compaction
 unlinks whole files.
 
-Where it is weaker than ``SegmentLog``: DuckDB itself decides which end of a WAL is torn, so a tail is never suspect:
-what fails its checksums is refused as ``LogCorrupt``.  It needs the real file system.  DuckDB is imported when the
-log is opened.
+DuckDB takes a WAL record with a damaged length for the torn end and drops it and all behind it without a word (1
+flipped byte in 25 of a small log). So ``<number>.duckdb.check`` has the size and CRC32C of what was acknowledged of
+the WAL, synced after each COMMIT, in two slots written in turn; ``open`` compares before DuckDB sees the file, and
+refuses (``LogCorrupt``) what differs. Behind that point lies at most the one call that was never answered, so a tail
+is never suspect. It needs the real file system. DuckDB is imported when the log is opened.
 """
 
 from __future__ import annotations
@@ -22,11 +24,14 @@ import os
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from struct import Struct
 from typing import TYPE_CHECKING, Any
+
+from crc32c import crc32c
 
 from tauraft.core.messages import Entry, EntryKind, HardState, Index, SnapshotMeta, Term
 from tauraft.storage.entry_index import EntryIndex, RecentEntries, runs_of
-from tauraft.storage.file_system import RealFileSystem
+from tauraft.storage.file_system import SECTOR_BYTES, File, RealFileSystem
 from tauraft.storage.log_store import (
     Compacted,
     LogCorrupt,
@@ -35,6 +40,7 @@ from tauraft.storage.log_store import (
     StorageFull,
     check_consecutive,
     check_range,
+    failure_of,
 )
 from tauraft.storage.memory_log import limit_bytes
 from tauraft.storage.state_codec import LogState, log_state_from_plain, log_state_to_plain, pack, unpack
@@ -53,6 +59,53 @@ _FORMAT = 1
 _SPARE_BYTES = 4 << 20  # left free on the disk: DuckDB must never meet its end in the middle of a COMMIT
 _ROW_BYTES = 64  # of the WAL, beside an entry's data, roughly
 _KINDS = tuple(EntryKind)
+_SLOT = Struct("<QQI")
+_SLOT_STEP = SECTOR_BYTES
+
+
+class _AcknowledgedWal:
+    """What of a WAL was acknowledged: how many bytes, with which CRC, up to which record."""
+
+    def __init__(self, wal: str, check: str) -> None:
+        files = RealFileSystem()
+        self.record = self.size_bytes = self._crc = 0
+        self._wal_path = wal
+        self._check_path = check
+        self._wal: File = files.open(wal, writable=False)
+        self._check: File = files.open(check, create=True)
+
+    def verify(self) -> None:
+        """Raises ``LogCorrupt`` unless the WAL still begins with what was acknowledged of it."""
+        for slot in (0, 1):
+            packed = self._check.read(slot * _SLOT_STEP, _SLOT.size + 4)
+            if len(packed) == _SLOT.size + 4 and crc32c(packed[:-4]) == int.from_bytes(packed[-4:], "little"):
+                record, size, crc = _SLOT.unpack(packed[:-4])
+                if size > self.size_bytes:
+                    self.record, self.size_bytes, self._crc = record, size, crc
+        if not self.size_bytes:
+            raise LogCorrupt(self._check_path, 0, "it does not say what was acknowledged")
+        wal = self._wal.read(0, self.size_bytes)
+        if len(wal) != self.size_bytes or crc32c(wal) != self._crc:
+            raise LogCorrupt(
+                self._wal_path, 0, f"the {self.size_bytes} bytes that were acknowledged are damaged or gone"
+            )
+
+    def is_exceeded(self) -> bool:
+        """Whether there is more in the WAL: a call that was never answered, whole or torn."""
+        return self._wal.size() > self.size_bytes
+
+    def acknowledge(self, record: int) -> None:
+        """All that is in the WAL now counts; durable on return."""
+        added = self._wal.read(self.size_bytes, self._wal.size() - self.size_bytes)
+        crc, size = crc32c(added, self._crc), self.size_bytes + len(added)
+        packed = _SLOT.pack(record, size, crc)
+        self._check.write(record % 2 * _SLOT_STEP, packed + crc32c(packed).to_bytes(4, "little"))
+        self._check.sync_data()
+        self.record, self.size_bytes, self._crc = record, size, crc
+
+    def close(self) -> None:
+        self._wal.close()
+        self._check.close()
 
 
 class DuckDBLog:
@@ -79,7 +132,8 @@ class DuckDBLog:
         self._first_records: dict[int, int] = {}  # of each file, oldest first: the record before its first one
         self._connection: duckdb.DuckDBPyConnection | None = None
         self._reader: tuple[int, duckdb.DuckDBPyConnection] | None = None
-        self._written = 0
+        self._acknowledged: _AcknowledgedWal | None = None  # of the file written to
+        self._is_tail_unclean = False
         self._failure: str | None = None
 
     # -- LogStore
@@ -94,8 +148,9 @@ class DuckDBLog:
             self.close()
             raise
         self._sweep()
-        if not numbers:
-            self._start_file(1)
+        if not numbers or self._is_tail_unclean:
+            # DuckDB passes over a torn end, and would write behind it what it then never reads.
+            self._start_file(max(numbers, default=0) + 1)
         self._drop_unneeded()
         state = self._state
         return Recovered(self.first_index, self.last_index, state.hard_state, state.snapshot, state.is_tail_suspect)
@@ -128,8 +183,8 @@ class DuckDBLog:
         self._check_usable()
         if low == high:
             return []
-        entries = self._recent.read(low, high)
-        return limit_bytes(self._read_from_disk(low, high, max_bytes) if entries is None else entries, max_bytes)
+        entries = self._recent.read(low, high, max_bytes)
+        return limit_bytes(self._read_from_disk(low, high, max_bytes), max_bytes) if entries is None else entries
 
     def term(self, index: Index) -> Term:
         if index == self._state.base:
@@ -181,12 +236,20 @@ class DuckDBLog:
         size = sum([len(entry.data) + _ROW_BYTES for entry in entries]) + 1024
         if self._free_bytes(self._directory) < 2 * size + _SPARE_BYTES:
             raise StorageFull(f"{self._directory}: no space left. Nothing of this write took effect.")
-        if self._written + size > self._segment_bytes and self._written > 1024:
+        assert self._acknowledged is not None
+        if self._acknowledged.record > self._first_records[max(self._first_records)] and (
+            self._acknowledged.size_bytes + size > self._segment_bytes
+        ):
             self._start_file(max(self._first_records) + 1)
         record = self._record + 1
         self._transact(lambda connection: _insert(connection, record, entries, state))
+        try:
+            assert self._acknowledged is not None
+            self._acknowledged.acknowledge(record)
+        except OSError as error:
+            self._failure = failure_of(self._directory, error)
+            raise StorageFailed(self._failure) from error
         self._record = record
-        self._written += size
         if state is not None:
             self._state = state
         number = max(self._first_records)
@@ -224,6 +287,8 @@ class DuckDBLog:
             self._transact(lambda connection: _begin_file(connection, self._record, state))
             self._close_connection()
             self._files.rename(new + ".wal", path + ".wal")
+            acknowledged = self._acknowledged = _AcknowledgedWal(path + ".wal", path + ".check")
+            acknowledged.acknowledge(self._record)
             self._files.rename(new, path)
             self._files.sync_directory(self._directory)
             self._connection = _connect(path)
@@ -231,12 +296,14 @@ class DuckDBLog:
             self._failure = f"{path}: cannot be made ({error}). Restart this node once the disk is sound."
             raise StorageFailed(self._failure) from error
         self._first_records[number] = self._record
-        self._written = 0
 
     def _close_connection(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+        if self._acknowledged is not None:
+            self._acknowledged.close()
+            self._acknowledged = None
 
     def _drop_unneeded(self) -> None:
         first = self._index.first
@@ -246,8 +313,8 @@ class DuckDBLog:
             self._close_reader()
             del self._first_records[number]
             # The file itself first: a WAL without it is swept, a file without its WAL would look like a loss.
-            self._files.unlink(self._path(number))
-            self._files.unlink(self._path(number) + ".wal")
+            for suffix in ("", ".wal", ".check"):
+                self._files.unlink(self._path(number) + suffix)
 
     # -- reading
 
@@ -307,7 +374,6 @@ class DuckDBLog:
         for number in numbers:
             self._close_connection()
             self._connection = self._replay_file(number)
-            self._written = os.path.getsize(self._path(number) + ".wal")
         if self._index.first != self._state.base + 1:
             raise LogCorrupt(self._path(numbers[0]), 0, f"entries after {self._state.base} are gone: a file is missing")
 
@@ -315,8 +381,11 @@ class DuckDBLog:
         import duckdb
 
         path = self._path(number)
-        if not os.path.exists(path + ".wal"):
-            raise LogCorrupt(path + ".wal", 0, "the WAL, which holds everything, is gone")
+        for needed in (path + ".wal", path + ".check"):
+            if not os.path.exists(needed):
+                raise LogCorrupt(needed, 0, "the file, which its neighbours need, is gone")
+        acknowledged = self._acknowledged = _AcknowledgedWal(path + ".wal", path + ".check")
+        acknowledged.verify()
         try:
             connection = _connect(path)
             try:
@@ -326,6 +395,11 @@ class DuckDBLog:
                 raise
         except duckdb.Error as error:
             raise LogCorrupt(path, 0, f"DuckDB cannot read it ({error})") from error
+        if self._record < acknowledged.record:
+            connection.close()
+            raise LogCorrupt(path, 0, f"writes {self._record + 1} to {acknowledged.record} are lost")
+        self._is_tail_unclean = acknowledged.is_exceeded()
+        acknowledged.acknowledge(self._record)
         return connection
 
     def _sweep(self) -> None:
@@ -333,7 +407,8 @@ class DuckDBLog:
         names = set(self._files.list_directory(self._directory))
         for name in names:
             is_new = _SUFFIX + _NEW_SUFFIX in name
-            if is_new or (name.endswith(_SUFFIX + ".wal") and name.removesuffix(".wal") not in names):
+            owner = name.removesuffix(".wal").removesuffix(".check")
+            if is_new or (owner.endswith(_SUFFIX) and owner not in names):
                 self._files.unlink(os.path.join(self._directory, name))
 
     def _replay_tables(self, number: int, connection: duckdb.DuckDBPyConnection) -> None:

@@ -122,11 +122,21 @@ class RecentEntries:
             self._size -= sum([len(entry.data) + _ENTRY_BYTES for entry in self._entries[keep:]])
             del self._entries[keep:]
 
-    def read(self, low: Index, high: Index) -> list[Entry] | None:
-        """The range, or None when it is not all here."""
+    def read(self, low: Index, high: Index, max_bytes: int) -> list[Entry] | None:
+        """As much of the range as fits, at least one entry; None when it does not begin here.
+
+        Only what is returned is touched: a leader asks for "all up to the end" for each follower.
+        """
         if not self._entries or low < (first := self._entries[0].index):
             return None
-        return self._entries[low - first : high - first]
+        start = end = low - first
+        size = 0
+        while end < high - first:
+            size += len(self._entries[end].data)
+            if size > max_bytes and end > start:
+                break
+            end += 1
+        return self._entries[start:end]
 
 
 def runs_of(entries: Sequence[Entry]) -> list[tuple[Index, Term]]:

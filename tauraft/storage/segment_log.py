@@ -42,7 +42,6 @@ from tauraft.storage.log_store import (
     failure_of,
     final_failures,
 )
-from tauraft.storage.memory_log import limit_bytes
 from tauraft.storage.segment_format import (
     ENTRY_HEAD,
     ENTRY_OVERHEAD,
@@ -211,8 +210,8 @@ class SegmentLog:
         self._check_usable()
         if low == high:
             return []
-        entries = self._recent.read(low, high)
-        return self._read_from_disk(low, high, max_bytes) if entries is None else limit_bytes(entries, max_bytes)
+        entries = self._recent.read(low, high, max_bytes)
+        return self._read_from_disk(low, high, max_bytes) if entries is None else entries
 
     def term(self, index: Index) -> Term:
         if index == self._state.base:

@@ -191,6 +191,7 @@ class SnapshotStore:
             temporary = self._new_temporary()
             with final_failures(self._directory):
                 self._files.rename(posixpath.join(self._directory, manifest.directory_name), temporary)
+                self._files.sync_directory(self._directory)
                 remove_tree(self._files, temporary)
         return removed
 

@@ -128,6 +128,27 @@ def test_a_suspect_tail_stays_suspect_until_it_is_confirmed() -> None:
     assert recovered.hard_state == HardState(3, None, 3)
 
 
+def test_a_reset_does_not_clear_a_suspicion() -> None:
+    """Entries of before the reset may be what was lost: a vote was given with them."""
+    files, _, sizes = small_log()
+    files.flip(FIRST, sizes[-1] - 300)
+    log, _ = open_log(files)
+    log.reset_at(make_meta(50, 3))
+    log.close()
+    _, recovered = open_log(files)
+    assert recovered.is_tail_suspect
+
+
+def test_a_bad_tail_is_kept_for_whoever_wants_to_look_at_it() -> None:
+    files, _, sizes = small_log()
+    files.flip(FIRST, sizes[-1] - 300)
+    damaged = read_whole(files, FIRST)
+    log, _ = open_log(files)
+    log.append(make_entries(6, 7, term=3))
+    log.close()
+    assert read_whole(files, FIRST) == damaged
+
+
 def rolled_log(files: FileSystem) -> Model:
     model = Model()
     log, _ = open_log(files, segment_bytes=1024, first_segment_bytes=1024)

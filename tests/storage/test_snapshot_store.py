@@ -119,6 +119,23 @@ def test_the_oldest_are_reaped_and_a_reader_reads_on() -> None:
     assert reader.read_file("rows-0") == b"rows, more of them"
 
 
+def test_reaping_cut_short_leaves_nothing_that_looks_corrupt(caplog: pytest.LogCaptureFixture) -> None:
+    for operation in range(20):
+        files = MemoryFileSystem()
+        store = open_store(files)
+        write(store, 1)
+        write(store, 2)
+        files.lose_power_after(operation)
+        try:
+            store.reap(keep=1)
+        except PowerLost:
+            pass
+        files.reboot(Random(operation))
+        store = open_store(files)
+        assert [manifest.meta.index for manifest in store.list()] in ([2, 1], [2])
+    assert caplog.text == ""
+
+
 def path_of(manifest: Manifest, name: str) -> str:
     return f"/snapshots/{manifest.directory_name}/{name}"
 
