@@ -5,6 +5,9 @@ torn tails and flipped bits (SAFETY 23), full and failing disks (SAFETY 32), the
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from random import Random
 
@@ -362,3 +365,35 @@ def test_another_format_is_refused_by_name() -> None:
     changed = encode_frame(FrameKind.SEGMENT, [payload[:1] + b"\x02" + payload[2:]], len(payload), 1, 0, 0, 0)
     with pytest.raises(LogCorrupt, match="format 2"):
         open_log(copy_of(files, changed + content[first.end :]))
+
+
+def test_a_killed_process_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    program = """if True:
+        import sys
+        from tauraft.core.messages import HardState
+        from tauraft.storage.segment_log import SegmentLog
+        from tauraft.testing.log_store_suite import make_entries
+        log = SegmentLog(sys.argv[1], segment_bytes=20_000, first_segment_bytes=5000)
+        log.open()
+        for index in range(1, 100_000):
+            log.append(make_entries(index, index), HardState(1, None, index))
+            print(index, flush=True)
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as writer:
+        assert writer.stdout is not None
+        acknowledged = 0
+        while acknowledged < 1000:
+            acknowledged = int(writer.stdout.readline())
+        writer.kill()
+        acknowledged = max([acknowledged, *map(int, writer.stdout.read().split())])
+    log = SegmentLog(str(tmp_path))
+    recovered = log.open()
+    assert acknowledged <= recovered.last_index <= acknowledged + 1
+    assert recovered.hard_state.commit == recovered.last_index
+    assert log.read(1, acknowledged + 1, EVERYTHING) == make_entries(1, acknowledged)
+    assert not recovered.is_tail_suspect
+    log.close()
