@@ -49,7 +49,7 @@ class Progress:
         self.next_index = next_index
         self.is_paused = False
         self.is_recently_active = True
-        self.is_nudged = False  # owed an Append even if it is empty: a newer commit, or a probe
+        self.is_nudged = False  # owed an Append even if it is empty: its answer tells where the member stands
         self.pending_snapshot: Index = 0
         self.offered: SnapshotMeta | None = None  # in SNAPSHOT: which one
         self.sent_commit: Index = 0

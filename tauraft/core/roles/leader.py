@@ -266,8 +266,7 @@ class Leader:
             # It caught up from elsewhere, or the snapshot is in: the log has all that it still needs.
             progress.become_replicate()
         self._is_dirty = True
-        if not self._advance_commit() and progress.sent_commit < log.commit:
-            progress.is_nudged = True
+        self._advance_commit()
         if progress.member == self.transferee and progress.match == log.last_index:
             self._send_timeout_now()
         if self.is_leaving:
@@ -311,8 +310,6 @@ class Leader:
         uncommitted = self._uncommitted
         while uncommitted and uncommitted[0][0] <= index:
             self._uncommitted_bytes -= uncommitted.popleft()[1]
-        for progress in self.progress.values():
-            progress.is_nudged = True
         self._is_dirty = True
         if was_first and self.reads.has_waiting:
             self._start_round()
@@ -372,14 +369,9 @@ class Leader:
         for progress in self.progress.values():
             while progress.next_index <= log.last_index and self._send_append(progress):
                 pass
-            if progress.is_nudged:
+            if progress.is_nudged or progress.sent_commit < min(log.commit, progress.next_index - 1):
                 progress.is_nudged = False
-                if (
-                    progress.state is ProgressState.PROBE
-                    or progress.sent_commit < min(log.commit, progress.next_index - 1)
-                    or progress.is_window_full
-                ):
-                    self._send_append(progress, may_be_empty=True)
+                self._send_append(progress, may_be_empty=True)
 
     def _send_append(self, progress: Progress, may_be_empty: bool = False) -> bool:
         if progress.is_paused or progress.state is ProgressState.SNAPSHOT:
