@@ -207,7 +207,7 @@ def mailbox_here() -> AsyncioMailbox | TrioMailbox:
         mailbox = getattr(_here, "asyncio", None)
         if mailbox is None or mailbox.loop is not loop:
             mailbox = _here.asyncio = AsyncioMailbox(loop)
-        return mailbox  # type: ignore[no-any-return]
+        return mailbox
     if "trio" not in sys.modules:
         raise RuntimeError("no asyncio or trio loop is running here; the blocking twin needs none")
     import trio
@@ -216,7 +216,7 @@ def mailbox_here() -> AsyncioMailbox | TrioMailbox:
     found = getattr(_here, "trio", None)
     if found is None or found.token is not token:
         found = _here.trio = TrioMailbox(token)
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def task_here() -> object:

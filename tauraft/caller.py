@@ -170,6 +170,18 @@ class _CallerCore:
     def completions(self) -> Completions:
         return self.engine.completions
 
+    @property
+    def has_begun(self) -> bool:
+        return self.phase != _NEW
+
+    @property
+    def is_open(self) -> bool:
+        return self.phase in (_STARTING, _RUNNING)
+
+    @property
+    def has_ended(self) -> bool:
+        return self.phase == _CLOSED
+
     def _must_be_open(self) -> None:
         if self.phase == _CLOSED:
             raise errors.AlreadyClosed("this object was closed; nothing was sent, make a new one")

@@ -187,8 +187,8 @@ class LossGuard:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        pass
+    def __exit__(self, *exc: object) -> bool | None:
+        return None
 
 
 class AsyncHere:

@@ -20,12 +20,12 @@ MAX_MESSAGE_BYTES: Final = 7 << 20
 
 
 @lru_cache(maxsize=4096)
-def _packer(kind: type[Message[Any]]) -> tuple[str, str, Callable[[Any], Any]]:
+def _packer(kind: Any) -> tuple[str, str, Callable[[Any], Any]]:
     return kind.fsm, kind.tag, message_codec(kind).pack
 
 
 @lru_cache(maxsize=4096)
-def _answers(kind: type[Message[Any]]) -> ValueCodec:
+def _answers(kind: Any) -> ValueCodec:
     return compile_codec(answer_hint(kind))
 
 

@@ -17,7 +17,6 @@ import re
 import sys
 import tokenize
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Final
 
@@ -85,10 +84,11 @@ def _edited(source: str, edits: Sequence[tuple[tuple[int, int], tuple[int, int],
 
 
 def _path_of(module: str) -> Path:
-    """Where a module of ours is, without running it."""
-    package, _, name = module.rpartition(".")
-    directory = import_module(package).__path__[0]
-    return Path(directory) / f"{name}.py"
+    """Where a module of ours is: in the source tree, or side by side where all of it is installed."""
+    root = Path(__file__).parent.parent
+    relative = Path(*module.split(".")).with_suffix(".py")
+    beside = root / "primitives" / relative
+    return beside if beside.parent.is_dir() else root / relative
 
 
 def drift(*, write: bool) -> list[str]:

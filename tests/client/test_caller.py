@@ -265,7 +265,12 @@ def test_the_session_ends_at_its_deadline_and_every_tenure_with_it(host: MemoryH
     tenure = caller.tenure(ttl=None, started=caller.now(), renewal=None)
     called: list[str] = []
     fired = threading.Event()
-    tenure.state.add_callback(lambda: (called.append(threading.current_thread().name), fired.set()))
+
+    def note() -> None:
+        called.append(threading.current_thread().name)
+        fired.set()
+
+    tenure.state.add_callback(note)
     assert tenure.remaining() > 0
     assert not tenure.is_lost
     caller.engine.post(lambda _: host.replica.lose_leader(), None)

@@ -40,7 +40,7 @@ GOLDEN: list[tuple[Any, str]] = [
 
 
 def _decode(message: Any, frame: bytes) -> Any:
-    if isinstance(message, protocol.ToReplica):  # type: ignore[misc, arg-type]
+    if isinstance(message, protocol.ToReplica):
         return protocol.decode_to_replica(frame)
     return protocol.decode_to_client(frame)
 

@@ -147,9 +147,8 @@ class MemoryReplica:
 
     def _acknowledge(self, books: Books, below: int) -> None:
         books.floor = max(books.floor, below)
-        for table in (books.answers, books.grants):
-            for sequence in [s for s in table if s < books.floor]:
-                del table[sequence]  # type: ignore[attr-defined]
+        books.answers = {s: answer for s, answer in books.answers.items() if s >= books.floor}
+        books.grants = {s: name for s, name in books.grants.items() if s >= books.floor}
 
     def _answer(self, session: int, sequence: int, value: Any, outcomes: list[Outcome]) -> None:
         self.sessions[session].answers[sequence] = (AnswerKind.VALUE, msgpack.packb(value))
@@ -194,12 +193,13 @@ class MemoryReplica:
                     kind = AnswerKind.STANDS if stored[0] is AnswerKind.VALUE else stored[0]
                     outcomes.append(Outcome(session, sequence, kind, stored[1]))
                     return
-                if books.tickets.pop(sequence, None) is not None:
+                if sequence in books.tickets:
+                    del books.tickets[sequence]
                     self.queue = [waiter for waiter in self.queue if waiter[:2] != (session, sequence)]
-                name = books.grants.pop(sequence, None)
-                if name is not None:
-                    del self.held[name]
-                    self._next(name, outcomes)
+                if sequence in books.grants:
+                    given_back = books.grants.pop(sequence)
+                    del self.held[given_back]
+                    self._next(given_back, outcomes)
                 books.answers[sequence] = (AnswerKind.WITHDRAWN, b"")
                 outcomes.append(Outcome(session, sequence, AnswerKind.WITHDRAWN, b""))
 
@@ -246,6 +246,8 @@ class MemoryReplica:
         self._listeners.remove(listener)
 
     async def call(self, method: str, arguments: dict[str, Any]) -> Any:
+        if method == "members":
+            return [{"peer_id": "A", "addresses": []}]
         return {"method": method, **arguments}
 
     def lose_leader(self) -> None:

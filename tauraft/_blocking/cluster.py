@@ -1,0 +1,198 @@
+# Generated from tauraft.cluster by `python -m tauraft.twin`; change that file, not this one.
+"""The facades a user makes: ``Cluster``, which is a member (or a standby of this host's member), and ``Client``.
+
+The constructors check every option (``tauraft.config``: argument > environment > file > preset) and do no I/O.  ``start`` has
+the engine enter a *host*: for a cluster ``tauraft.node.host.open_host``, for a client ``tauraft.node.client_host.open_host``.
+Both are imported then and there, so that a process which only submits never loads what a member needs.
+
+The blocking twin, ``tauraft/_blocking/cluster.py``, is generated from this file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager as HostManager
+from importlib import import_module
+from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar, cast
+
+from tauraft import config, errors
+from tauraft.caller import Caller, Host, OpenHost
+from tauraft.engine import Engine
+from tauraft.fsm import Command
+from tauraft.handle import check_name, check_timeout
+from tauraft._blocking.primitives import Primitives
+from tauraft.types import Member
+
+R = TypeVar("R")
+Path: TypeAlias = str | os.PathLike[str]
+Keys: TypeAlias = bytes | Sequence[bytes]
+ClusterState: TypeAlias = Literal["stopped", "starting", "leader", "follower", "candidate", "learner", "standby"]
+
+# Not given: the environment, the file or the preset decide. Typed so that signatures show the option's own type.
+UNSET: Final[Any] = object()
+
+
+class ClusterHost(Host, Protocol):
+    """What a started cluster stands on: this process's node, or the way to the process that holds the directory."""
+
+    @property
+    def peer_id(self) -> str: ...
+
+    @property
+    def addresses(self) -> tuple[str, ...]: ...
+
+    @property
+    def state(self) -> ClusterState: ...
+
+    @property
+    def leader(self) -> Member | None: ...
+
+
+class Cluster(Primitives):
+    """A cluster of this namespace, and this process's part in it. See API.md for every option."""
+
+    def __init__(
+        self,
+        namespace: str,
+        *,
+        data_dir: Path | None = UNSET,
+        preset: Literal["local", "regional", "global"] = UNSET,
+        storage: Literal["segment", "duckdb", "memory"] = UNSET,
+        listen: Sequence[str] = UNSET,
+        peers: Sequence[str] = UNSET,
+        discovery: Sequence[str] = UNSET,
+        expect: int | None = UNSET,
+        max_voters: int = UNSET,
+        bootstrap_timeout: float | None = UNSET,
+        bootstrap_threshold: float = UNSET,
+        force_bootstrap: bool = UNSET,
+        encryption_key: Keys | None = UNSET,
+        allow: Sequence[str] = UNSET,
+        join_token: str | None = UNSET,
+        insecure: bool = UNSET,
+        plugins: Sequence[object] = UNSET,
+        session_ttl: float = UNSET,
+        timeout: float = UNSET,
+        lease_reads: bool = UNSET,
+        snapshot_dir: Path | None = UNSET,
+        on_close: Literal["stay", "leave"] = UNSET,
+        label: str | None = UNSET,
+        _open_host: OpenHost | None = None,
+    ) -> None:
+        given = {
+            name: value
+            for name, value in locals().items()
+            if value is not UNSET and name not in ("self", "namespace", "_open_host", "__class__")
+        }
+        self.options = config.cluster_options(namespace, given)
+        caller = Caller(
+            _open_host or self._enter_node,
+            timeout=self.options.timeout,
+            session_ttl=self.options.session_ttl,
+            label=self.options.label,
+        )
+        super().__init__(self.options.namespace, caller)
+
+    def _enter_node(self, engine: Engine) -> HostManager[Host]:
+        opened: HostManager[Host] = import_module("tauraft.node.host").open_host(self.options, engine)
+        return opened
+
+    @property
+    def _host(self) -> ClusterHost | None:
+        return cast("ClusterHost | None", self._caller.host)
+
+    @property
+    def is_leader(self) -> bool:
+        """The leader's replica runs in this process."""
+        return self.state == "leader"
+
+    @property
+    def leader(self) -> Member | None:
+        """As this process knows it now; no round trip."""
+        return None if self._host is None or not self._caller.is_open else self._host.leader
+
+    @property
+    def state(self) -> ClusterState:
+        if self._caller.has_ended:
+            return "stopped"
+        if self._host is None:
+            return "starting" if self._caller.has_begun else "stopped"
+        return self._host.state
+
+    @property
+    def peer_id(self) -> str:
+        """Of the data directory: the same in its standbys. Raises ``Shutdown`` before the start."""
+        return self._started().peer_id
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Multiaddrs with ``/p2p/<peer id>``, to give to ``peers=`` and ``addresses=``."""
+        return self._started().addresses
+
+    def _started(self) -> ClusterHost:
+        host = self._host
+        if host is None:
+            raise errors.Shutdown("not started yet: use `with`, or call start()")
+        return host
+
+    def apply(self, command: Command[R], *, timeout: float | None = None, forward: bool = True) -> R:
+        """``submit``, with the reference's limits on ``timeout``. ``forward=False``: only if the leader is in this process."""
+        seconds = check_timeout(timeout)
+        if not forward and not self.is_leader:
+            leader = self.leader
+            where = "no leader is known" if leader is None else f"{leader.peer_id} on {leader.host} leads"
+            raise errors.NotLeader(f"this process does not lead: {where}; nothing was sent", leader=leader)
+        return self._caller.submit(command, seconds)
+
+    def add_voter(self, peer_id: str, address: str | None = None) -> None:
+        """Idempotent. Only where the leader is at hand: else ``NotLeader``."""
+        arguments = {"peer_id": check_name(peer_id, "peer_id"), "address": address}
+        self._caller.call("add_voter", arguments, None)
+
+    def remove_server(self, peer_id: str) -> None:
+        self._caller.call("remove_server", {"peer_id": check_name(peer_id, "peer_id")}, None)
+
+    def transfer_leadership(self, to: str | None = None) -> None:
+        """To ``to``, or to whoever is most up to date."""
+        self._caller.call("transfer_leadership", {"to": to}, None)
+
+    def snapshot(self) -> int:
+        """Its index; written and verified when it returns."""
+        index: int = self._caller.call("snapshot", {}, None)
+        return index
+
+
+class Client(Primitives):
+    """The same primitives without ever being a replica. No addresses: the node of this host."""
+
+    def __init__(
+        self,
+        namespace: str,
+        addresses: Sequence[str] = UNSET,
+        *,
+        data_dir: Path | None = UNSET,
+        encryption_key: Keys | None = UNSET,
+        insecure: bool = UNSET,
+        session_ttl: float = UNSET,
+        timeout: float = UNSET,
+        label: str | None = UNSET,
+        _open_host: OpenHost | None = None,
+    ) -> None:
+        given = {
+            name: value
+            for name, value in locals().items()
+            if value is not UNSET and name not in ("self", "namespace", "_open_host", "__class__")
+        }
+        self.options = config.client_options(namespace, given)
+        caller = Caller(
+            _open_host or self._enter_client,
+            timeout=self.options.timeout,
+            session_ttl=self.options.session_ttl,
+            label=self.options.label,
+        )
+        super().__init__(self.options.namespace, caller)
+
+    def _enter_client(self, engine: Engine) -> HostManager[Host]:
+        opened: HostManager[Host] = import_module("tauraft.node.client_host").open_host(self.options, engine)
+        return opened
