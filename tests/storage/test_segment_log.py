@@ -5,16 +5,18 @@ torn tails and flipped bits (SAFETY 23), full and failing disks (SAFETY 32), the
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
+from collections import deque
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from tauraft.core.messages import HardState
-from tauraft.storage.file_system import File, FileSystem, MemoryFileSystem, read_whole
+from tauraft.storage.file_system import File, FileSystem, MemoryFileSystem, _MemoryInode, read_whole
 from tauraft.storage.log_store import LogCorrupt, Recovered, StorageFailed, StorageFull
 from tauraft.storage.segment_format import HEADER_BYTES, FrameKind, decode_frame, encode_frame
 from tauraft.storage.segment_log import SegmentLog
@@ -336,6 +338,42 @@ def test_a_failed_sync_is_final() -> None:
     files.reboot(Random(1))
     _, recovered = open_log(files)
     assert recovered.last_index == 3
+
+
+class _FailingWrites(MemoryFileSystem):
+    is_failing = False
+
+    def write_inode(self, inode: _MemoryInode, offset: int, data: bytes, path: str) -> None:
+        if self.is_failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        super().write_inode(inode, offset, data, path)
+
+
+def test_a_failed_write_is_final() -> None:
+    files = _FailingWrites()
+    log, _ = open_log(files)
+    files.is_failing = True
+    with pytest.raises(StorageFailed):
+        log.append(make_entries(1, 1))
+    files.is_failing = False
+    with pytest.raises(StorageFailed):
+        log.append(make_entries(1, 1))
+
+
+def test_a_failed_sync_of_the_segment_being_prepared_is_final_too() -> None:
+    files = MemoryFileSystem()
+    log, _ = open_log(files, segment_bytes=4096, first_segment_bytes=4096)
+    files.fail_syncs(1, prefix="/log/0000000002")
+    batches = (make_entries(index, index, size=100) for index in range(1, 100))
+    with pytest.raises(StorageFailed):
+        deque(map(log.append, batches), maxlen=0)
+    assert 5 < log.last_index < 40
+    with pytest.raises(StorageFailed):
+        log.append(make_entries(log.last_index + 1, log.last_index + 1))
+    files.reboot()
+    reopened, recovered = open_log(files)
+    assert recovered.last_index == log.last_index
+    reopened.close()
 
 
 def test_the_bytes_are_those_of_format_1() -> None:
