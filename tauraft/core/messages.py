@@ -96,8 +96,12 @@ class VoteRequest(Message):
 
 @dataclass(frozen=True, slots=True)
 class VoteReply(Message):
+    """A refusal names what is committed: a candidate whose log has it learns of a membership change that way."""
+
     granted: bool
     is_pre_vote: bool = False
+    commit: Index = 0
+    commit_term: Term = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,7 @@ class Append(Message):
 
 @dataclass(frozen=True, slots=True)
 class AppendReply(Message):
-    """``match`` when ok; when not, ``hint_index``/``hint_term`` skip a whole diverging term."""
+    """``match`` when ok; when not, ``match`` is the refused prev_index, and ``hint_index``/``hint_term`` skip a whole diverging term."""
 
     ok: bool
     match: Index

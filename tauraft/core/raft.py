@@ -485,6 +485,13 @@ class Raft:
         if isinstance(message, _ANSWERS) and message.sender not in self._all_members:
             # A removed member's higher term must not depose the leader that removed it.
             return
+        if (
+            isinstance(message, VoteReply)
+            and message.commit > self.log.commit
+            and self.log.matches(message.commit, message.commit_term)
+        ):
+            # What is committed stays so, whatever the term: the same entry here means the same log up to it.
+            self.log.commit_to(message.commit)
         if message.term > self.term:
             if not self._enter_newer_term(message):
                 return
@@ -545,8 +552,21 @@ class Raft:
             self.become_follower(self.term, None)
         # A granted pre-vote names the future term: the asker, still in the old one, must not find it stale.
         term = request.term if is_granted else self.term
+        # A refused voter may be asking by a membership that was changed since. Were this member no voter any more,
+        # with a longer log than the asker's, each would wait for the other for ever.
+        commit = 0 if is_granted else self.log.commit
+        commit_term = self.log.term(commit) if commit else 0
         self.send_after_persist(
-            VoteReply(self.me, request.sender, term, self.cluster_id, is_granted, request.is_pre_vote)
+            VoteReply(
+                self.me,
+                request.sender,
+                term,
+                self.cluster_id,
+                is_granted,
+                request.is_pre_vote,
+                commit,
+                commit_term,
+            )
         )
 
     def _yields_to(self, request: VoteRequest) -> bool:
@@ -666,6 +686,9 @@ class Raft:
         self.membership = membership
         self._all_members = membership.all_members()
         state = self._state
+        if isinstance(state, Candidate) and not self.is_promotable:
+            # The change became known during the election that it takes this member out of.
+            self.become_follower(self.term, None)
         if not isinstance(state, Leader):
             return
         state.adopt_membership()
