@@ -227,6 +227,9 @@ class Driver:
             if self._wake.is_set():
                 self._wake = anyio.Event()
 
+    def close(self) -> None:
+        self._store.close()
+
     def turn(self) -> None:
         self._step_inbox()
         self._tick_when_due()

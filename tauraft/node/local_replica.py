@@ -16,7 +16,8 @@ import anyio
 
 from tauraft.core.membership import MembershipChange, Step, StepKind
 from tauraft.core.messages import Member, Membership, Role, RoleChange
-from tauraft.errors import InvalidCommand, NotLeader, Refused, TauraftError
+from tauraft.core.raft import MembershipChangeRefused
+from tauraft.errors import InvalidCommand, NotLeader, Refused, TauraftError, Unavailable
 from tauraft.fsm import Message, Query
 from tauraft.node.apply import Machine
 from tauraft.node.driver import Driver
@@ -183,6 +184,11 @@ class LocalReplica:
             self.driver.snapshot_taken(meta, self._snapshot_entries // 4)
         return meta.index
 
+    def close(self) -> None:
+        """Free the disk. Nothing is written: what was acknowledged is durable."""
+        self.driver.close()
+        self._snapshots.close()
+
     # What the driver reports.
 
     def _members_changed(self, membership: Membership) -> None:
@@ -348,30 +354,48 @@ class LocalReplica:
                 return member
         return None
 
+    async def add(self, member: Member, *, is_voter: bool, timeout_s: float) -> None:
+        """Add ``member``, replacing an older incarnation of its peer; returns when that is applied here.
+
+        Raises ``NotLeader``; ``Refused`` while another change is under way; ``Unavailable`` when it takes too long.
+        """
+        self._leading()
+        membership = self.driver.raft.membership
+        if member in membership.all_members() and (not is_voter or member in membership.voters):
+            return
+        older = [m for m in sorted(membership.all_members()) if m.peer_id == member.peer_id and m != member]
+        steps = [Step(StepKind.REMOVE, m) for m in older]
+        steps.append(Step(StepKind.ADD_VOTER if is_voter else StepKind.ADD_LEARNER, member))
+        await self._change(MembershipChange(tuple(steps)), timeout_s)
+
+    async def _change(self, change: MembershipChange, timeout_s: float = 10.0) -> None:
+        try:
+            index = self.driver.propose_change(change)
+        except MembershipChangeRefused as refused:
+            raise Refused("change-refused", f"{refused}; nothing changed, try again shortly", retry_after=0.5) from refused
+        applied = anyio.Event()
+        self.driver.when_applied(index, applied.set)
+        with anyio.move_on_after(timeout_s) as scope:
+            await applied.wait()
+        if scope.cancelled_caught:
+            raise Unavailable("the membership change was proposed, and is not committed yet: it may still take effect")
+
     async def _add_learner(self, arguments: dict[str, Any]) -> Any:
-        return await self._add(arguments, StepKind.ADD_LEARNER)
+        await self.add(Member(arguments["peer_id"], arguments["incarnation"]), is_voter=False, timeout_s=10.0)
 
     async def _add_voter(self, arguments: dict[str, Any]) -> Any:
-        return await self._add(arguments, StepKind.ADD_VOTER)
-
-    async def _add(self, arguments: dict[str, Any], kind: StepKind) -> Any:
-        """``peer_id``, ``incarnation``. An older incarnation of the peer is replaced in the same change (SAFETY 14)."""
+        """``peer_id`` of a learner that is to vote now."""
         self._leading()
-        member = Member(arguments["peer_id"], arguments["incarnation"])
-        known = self._member_named(member.peer_id)
-        if known == member and (kind is StepKind.ADD_LEARNER or member in self.driver.raft.membership.voters):
-            return None
-        steps = [Step(kind, member)]
-        if known is not None and known != member:
-            steps.insert(0, Step(StepKind.REMOVE, known))
-        self.driver.propose_change(MembershipChange(tuple(steps)))
-        return None
+        known = self._member_named(arguments["peer_id"])
+        if known is None:
+            raise Refused("not-a-member", f"{arguments['peer_id']} is no member: start it with a way to find this cluster")
+        await self.add(known, is_voter=True, timeout_s=10.0)
 
     async def _remove_server(self, arguments: dict[str, Any]) -> Any:
         self._leading()
         member = self._member_named(arguments["peer_id"])
         if member is not None:
-            self.driver.propose_change(MembershipChange((Step(StepKind.REMOVE, member),)))
+            await self._change(MembershipChange((Step(StepKind.REMOVE, member),)))
         return None
 
     async def _transfer_leadership(self, arguments: dict[str, Any]) -> Any:
