@@ -67,7 +67,6 @@ class PeerHost:
         self._network: Any = self.library_host.get_network()
         self._network.retry_config = RetryConfig(max_retries=0)
         self._stack = AsyncExitStack()
-        self._dialling: dict[str, anyio.Lock] = {}
 
     async def start(self) -> None:
         """Raises ``InvalidOption`` when a port is occupied."""
@@ -85,6 +84,10 @@ class PeerHost:
         await self._network.auto_connector.stop()
 
     async def stop(self) -> None:
+        # Its listeners run in system tasks, which would accept connections for ever after the host has ended.
+        with trio.CancelScope(shield=True):
+            for listener in list(self._network.listeners.values()):
+                await listener.close()
         for connection in list(self._network.get_connections()):
             self._close_raw(connection)
         await self._stack.aclose()
@@ -124,17 +127,15 @@ class PeerHost:
 
     async def dial(self, peer_id: str, place: str) -> None:
         """One address, one try. Raises ``PeerUnreachable``. Does nothing when connected."""
-        # Two dials at once would leave two connections, of which the library picks one for each stream.
-        async with self._dialling.setdefault(peer_id, anyio.Lock()):
-            if self.is_connected(peer_id):
-                return
-            try:
-                with anyio.fail_after(CONNECT_TIMEOUT_S):
-                    await self._network.dial_addr(Multiaddr(place), ID.from_string(peer_id))
-            except TimeoutError:
-                raise PeerUnreachable(f"{place} did not answer in {CONNECT_TIMEOUT_S:g} s") from None
-            except Exception as error:  # the library's edge: it raises what its parts raise
-                raise PeerUnreachable(_explain(error, peer_id, place)) from error
+        if self.is_connected(peer_id):
+            return
+        try:
+            with anyio.fail_after(CONNECT_TIMEOUT_S):
+                await self._network.dial_addr(Multiaddr(place), ID.from_string(peer_id))
+        except TimeoutError:
+            raise PeerUnreachable(f"{place} did not answer in {CONNECT_TIMEOUT_S:g} s") from None
+        except Exception as error:  # the library's edge: it raises what its parts raise
+            raise PeerUnreachable(_explain(error, peer_id, place)) from error
 
     async def open_stream(self, peer_id: str, protocol: str) -> Any:
         """On a connection that is there. Raises ``PeerUnreachable``."""

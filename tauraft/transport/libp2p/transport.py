@@ -77,6 +77,7 @@ class Libp2pTransport:
         self._random = random
         self._identity = LaneIdentity(self.peer_id, self._host.key_pair, self._ring)
         self._with_lanes = lanes
+        self._reaching: dict[str, trio.Lock] = {}
         self._lane_listener: LaneListener | None = None
         # Tells lanes of this process from those of an earlier one; not a secret, but it must differ every time.
         self.boot = int.from_bytes(os.urandom(4), "big")
@@ -219,7 +220,13 @@ class Libp2pTransport:
         for peer, _ in candidates:
             if peer_id is None and self._host.is_connected(peer):
                 return peer
-        return await self._race(candidates)
+        if peer_id is None:
+            return await self._race(candidates)
+        # A thousand namespaces that lose one peer dial it once: more connections would only be more to keep.
+        async with self._reaching.setdefault(peer_id, trio.Lock()):
+            if self._host.is_connected(peer_id):
+                return peer_id
+            return await self._race(candidates)
 
     def _candidates(self, peer_id: str | None, addresses: Sequence[str]) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []
