@@ -85,7 +85,7 @@ class LocalReplica:
         driver.admit = self._admitted
         driver.on_applied = self._applied
         driver.on_role_change = self._role_changed
-        driver.on_tick = self._upkeep
+        driver.on_tick = self._tick
 
     # The face of ``Replica``.
 
@@ -198,6 +198,8 @@ class LocalReplica:
     def _applied(self, index: int, outcomes: Sequence[Outcome], events: Sequence[SessionEvent]) -> None:
         if index - self._snapshot_index >= self._snapshot_entries and not self._snapshot_wanted.is_set():
             self._snapshot_wanted.set()
+        if not self.machine.system.manifest:
+            self._upkeep()  # a new cluster serves as soon as its plugins are up: no waiting for ticks
         for listener in list(self._listeners):
             listener.applied(index, outcomes, events)
 
@@ -213,8 +215,11 @@ class LocalReplica:
 
     # Upkeep, at each tick: idempotent proposals, repeated until the applied state shows them done.
 
-    def _upkeep(self) -> None:
+    def _tick(self) -> None:
         self._ticks += 1
+        self._upkeep()
+
+    def _upkeep(self) -> None:
         if self.driver.leader is None:
             return
         announced = self._announcement()

@@ -160,6 +160,10 @@ def open_replica(
     )
     driver.see_last_stamp(recovered.last_index)
     sink.driver = driver
+    if snapshot.membership.voters == {record.me}:
+        # As far as its snapshot says it is alone: nobody else's leadership to wait out. (If that has changed since,
+        # the log says so, and a campaign without the others' votes comes to nothing.)
+        raft.campaign()
     return LocalReplica(
         parts.namespace,
         driver,
