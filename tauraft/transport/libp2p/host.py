@@ -23,6 +23,8 @@ from libp2p.crypto.x25519 import create_new_key_pair as x25519_key_pair
 from libp2p.custom_types import TProtocol
 from libp2p.network.config import RetryConfig
 from libp2p.peer.id import ID
+from libp2p.rcmgr import new_resource_manager
+from libp2p.rcmgr.manager import ResourceLimits
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_PROTOCOL, Transport as NoiseTransport
 from libp2p.transport.exceptions import OpenConnectionError
 from multiaddr import Multiaddr
@@ -35,6 +37,9 @@ from tauraft.transport.transport import CONNECT_TIMEOUT_S, PeerUnreachable
 logging.getLogger("libp2p").addHandler(logging.NullHandler())
 
 log = logging.getLogger("tauraft.transport.libp2p")
+
+MAX_CONNECTIONS = 4000
+MAX_STREAMS = 50_000
 
 
 class PeerHost:
@@ -53,11 +58,12 @@ class PeerHost:
             sec_opt={
                 TProtocol(NOISE_PROTOCOL): NoiseTransport(self.key_pair, noise_privkey=x25519_key_pair().private_key)
             },
+            resource_manager=_resource_manager(),
             connection_config=ConnectionConfig(
                 min_connections=0,
                 low_watermark=0,
                 high_watermark=2000,
-                max_connections=4000,
+                max_connections=MAX_CONNECTIONS,
                 inbound_upgrade_timeout=CONNECT_TIMEOUT_S,
                 outbound_upgrade_timeout=CONNECT_TIMEOUT_S,
                 outbound_stream_protocol_negotiation_timeout=CONNECT_TIMEOUT_S,
@@ -159,6 +165,17 @@ class PeerHost:
         raw = guarded_stream_of(connection.muxed_conn)
         if raw is not None:
             raw.close_now()
+
+
+def _resource_manager() -> Any:
+    """Bounds without tempers: by default a peer that reconnects often, or a few refused dials, close the host to it."""
+    manager: Any = new_resource_manager(
+        limits=ResourceLimits(max_connections=MAX_CONNECTIONS, max_streams=MAX_STREAMS),
+        enable_circuit_breaker=False,
+        enable_graceful_degradation=False,
+    )
+    manager.connection_rate_limiter = None
+    return manager
 
 
 def peer_id_of(private_key: bytes) -> str:
