@@ -126,7 +126,11 @@ _FORMS: dict[type[Message], tuple[int, _Packer, _Unpacker]] = {
         lambda m: [m.last_index, m.last_term, m.is_pre_vote, m.is_transfer],
         lambda h, b: VoteRequest(*h, _int(b[0]), _int(b[1]), _bool(b[2]), _bool(b[3])),
     ),
-    VoteReply: (1, lambda m: [m.granted, m.is_pre_vote], lambda h, b: VoteReply(*h, _bool(b[0]), _bool(b[1]))),
+    VoteReply: (
+        1,
+        lambda m: [m.granted, m.is_pre_vote, m.commit, m.commit_term],
+        lambda h, b: VoteReply(*h, _bool(b[0]), _bool(b[1]), _int(b[2]), _int(b[3])),
+    ),
     Append: (2, _pack_append, _unpack_append),
     AppendReply: (
         3,
