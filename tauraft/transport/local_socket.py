@@ -88,6 +88,7 @@ class LocalStream:
             await wait_ready(anyio.wait_readable, self._sock)
             frames = self._take()
             if frames:
+                self._sent_this_turn = False
                 return frames
 
     async def aclose(self) -> None:
@@ -107,10 +108,8 @@ class LocalStream:
                 self._wake = anyio.Event()
                 self._sent_this_turn = False
                 while (self._waiting or self._unsent) and self._end_reason is None:
-                    if not self._push():
+                    if not self._push() and self._end_reason is None:
                         await wait_ready(anyio.wait_writable, self._sock)
-                    else:
-                        await anyio.lowlevel.checkpoint()
                 self._drained.set()
         finally:
             self.end("this process closed it")
@@ -145,18 +144,20 @@ class LocalStream:
         self._waiting.append(piece)
         self._waiting_bytes += len(piece)
         if not self._sent_this_turn:
-            # The first of a turn is likely the only one: it goes now. More of the same turn go packed.
+            # The first after a receive is likely the only one: it goes now. What follows it in the same turn goes
+            # packed, by the task; waking that for every frame would cost as much as the round trip.
             self._sent_this_turn = True
-            self._push()
+            if self._push():
+                return
         self._wake.set()
 
     def _push(self) -> bool:
-        """False: the kernel is full."""
+        """False: something is left; the kernel is full, or others get their turn first."""
         try:
             for _ in range(_WRITES_AT_ONCE):
                 if not self._unsent:
                     if not self._waiting:
-                        break
+                        return True
                     self._unsent = gather(self._waiting)
                     self._waiting_bytes -= len(self._unsent)
                 sent = self._sock.send(self._unsent)
@@ -168,7 +169,7 @@ class LocalStream:
             return False
         except OSError as error:
             self.end(f"process {self.peer_pid} closed the stream ({error.strerror})")
-        return True
+        return not self._waiting and not self._unsent
 
     def _take(self, at_most: int = _READ_BYTES) -> list[bytes]:
         try:
