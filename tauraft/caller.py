@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from random import Random
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 import msgpack
 import trio
@@ -47,7 +47,8 @@ class Host(Protocol):
         """Why it will never serve (a wrong key, a lost directory); None as long as there is hope."""
 
 
-OpenHost = Callable[[Engine], AbstractAsyncContextManager[Host]]
+HostManager: TypeAlias = AbstractAsyncContextManager[Host]
+OpenHost: TypeAlias = Callable[[Engine], HostManager]
 
 
 class EngineTenure:
@@ -142,6 +143,8 @@ class _CallerCore:
         self.session_ttl = session_ttl
         self.host: Host | None = None
         self.phase = _NEW
+        self.failure: BaseException | None = None
+        self._is_released = False
         self._open_host = open_host
         self._hello = Hello(PROTOCOL_VERSION, label or "", socket.gethostname(), os.getpid())
         self._engine: Engine | None = None
@@ -184,6 +187,8 @@ class _CallerCore:
 
     def _must_be_open(self) -> None:
         if self.phase == _CLOSED:
+            if self.failure is not None:
+                raise errors.Shutdown(f"this object stopped: {self.failure}; nothing was sent") from self.failure
             raise errors.AlreadyClosed("this object was closed; nothing was sent, make a new one")
         if self.phase == _NEW or self._engine is None:
             raise errors.Shutdown("not started yet: use `with`, or call start(); nothing was sent")
@@ -212,7 +217,12 @@ class _CallerCore:
             try:
                 # No time-out: it is said until the cluster has heard it, or the session ends and frees all the same.
                 self._session.submit(
-                    payload, command, waits=False, timeout_ns=NEVER // 2, plain_timeout_ns=0, done=lambda data, error: None
+                    payload,
+                    command,
+                    waits=False,
+                    timeout_ns=NEVER // 2,
+                    plain_timeout_ns=0,
+                    done=lambda data, error: None,
                 )
             except errors.TauraftError:
                 pass
@@ -222,7 +232,12 @@ class _CallerCore:
         assert self._session is not None
         try:
             reply.held = self._session.submit(
-                payload, command, waits=waits, timeout_ns=timeout_ns, plain_timeout_ns=self._plain_ns, done=reply.complete
+                payload,
+                command,
+                waits=waits,
+                timeout_ns=timeout_ns,
+                plain_timeout_ns=self._plain_ns,
+                done=reply.complete,
             )
         except errors.TauraftError as error:
             reply.complete(None, error)
@@ -283,6 +298,7 @@ class _CallerCore:
     def _served(self, result: Any, error: BaseException | None) -> None:
         """The task has ended: whoever waits for the start or the end of it is told."""
         self.phase = _CLOSED
+        self.failure = error
         waiting, self._opened = self._opened, []
         for reply in waiting:
             reply.complete(None, error)
@@ -352,13 +368,16 @@ class _CallerCore:
             raise TypeError(f"query takes a Query, not {type(query).__name__}")
         if consistency not in ("linearizable", "lease", "stale"):
             raise errors.InvalidArgument(
-                f"consistency is {consistency!r}; it is linearizable, lease or stale; nothing was sent", option="consistency"
+                f"consistency is {consistency!r}; it is linearizable, lease or stale; nothing was sent",
+                option="consistency",
             )
         self._check_room()
         timeout_ns = self._plain_ns if timeout is None else int(timeout * 1e9)
         return self._reply(mailbox, (encode_message(query), query, consistency, timeout_ns))
 
-    def _administration(self, mailbox: Mailbox | None, method: str, arguments: Mapping[str, Any], timeout: float | None) -> Reply:
+    def _administration(
+        self, mailbox: Mailbox | None, method: str, arguments: Mapping[str, Any], timeout: float | None
+    ) -> Reply:
         self._must_be_open()
         timeout_ns = self._plain_ns if timeout is None else int(timeout * 1e9)
         return self._reply(mailbox, (method, dict(arguments), timeout_ns))
@@ -379,7 +398,8 @@ class _CallerCore:
     def _release(self) -> None:
         self.phase = _CLOSED
         engine_ = self._engine
-        if engine_ is not None and not engine_.is_poisoned:
+        if engine_ is not None and not engine_.is_poisoned and not self._is_released:
+            self._is_released = True
             engine.release(self, engine_)
 
     def close_at_exit(self) -> None:
@@ -389,13 +409,13 @@ class _CallerCore:
     def _start_reply(self, mailbox: Mailbox | None) -> Reply:
         engine_ = self._engine
         assert engine_ is not None
-        return Reply(
-            mailbox, engine_.post, engine_.post_lazily, engine_.completions, self._give_up_start, None, None
-        )
+        return Reply(mailbox, engine_.post, engine_.post_lazily, engine_.completions, self._give_up_start, None, None)
 
 
 def _no_leader(timeout: float | None, problem: str) -> errors.NoLeader:
-    return errors.NoLeader(f"no leader and session within {timeout:g} s{': ' + problem if problem else ''}; all is closed again")
+    return errors.NoLeader(
+        f"no leader and session within {timeout:g} s{': ' + problem if problem else ''}; all is closed again"
+    )
 
 
 def _transaction(commands: Sequence[Command[Any]]) -> Transaction:
@@ -446,6 +466,7 @@ class AsyncCaller(_CallerCore):
         if self.phase == _NEW:
             self.phase = _CLOSED
         if self.phase == _CLOSED or self._engine is None or self._engine.is_poisoned:
+            self._release()
             return
         mailbox = mailbox_here()
         reply = self._start_reply(mailbox)
@@ -509,6 +530,7 @@ class Caller(_CallerCore):
         if self.phase == _NEW:
             self.phase = _CLOSED
         if self.phase == _CLOSED or self._engine is None or self._engine.is_poisoned:
+            self._release()
             return
         reply = self._start_reply(None)
         reply._post(self._begin_close, reply)

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager as HostManager
 from importlib import import_module
 from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar, cast
 
 from tauraft import config, errors
-from tauraft.caller import AsyncCaller, Host, OpenHost
+from tauraft.caller import AsyncCaller, Host, HostManager, OpenHost
 from tauraft.engine import Engine
 from tauraft.fsm import Command
 from tauraft.handle import check_name, check_timeout
@@ -93,8 +92,8 @@ class AsyncCluster(AsyncPrimitives):
         )
         super().__init__(self.options.namespace, caller)
 
-    def _enter_node(self, engine: Engine) -> HostManager[Host]:
-        opened: HostManager[Host] = import_module("tauraft.node.host").open_host(self.options, engine)
+    def _enter_node(self, engine: Engine) -> HostManager:
+        opened: HostManager = import_module("tauraft.node.host").open_host(self.options, engine)
         return opened
 
     @property
@@ -192,6 +191,6 @@ class AsyncClient(AsyncPrimitives):
         )
         super().__init__(self.options.namespace, caller)
 
-    def _enter_client(self, engine: Engine) -> HostManager[Host]:
-        opened: HostManager[Host] = import_module("tauraft.node.client_host").open_host(self.options, engine)
+    def _enter_client(self, engine: Engine) -> HostManager:
+        opened: HostManager = import_module("tauraft.node.client_host").open_host(self.options, engine)
         return opened

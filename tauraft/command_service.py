@@ -339,7 +339,13 @@ class CommandService:
                 logger.debug("members are not known: %s", error)
         leader = self._replica.leader
         end.deliver(
-            Welcome(PROTOCOL_VERSION, self._replica.peer_id, self._replica.cluster_id, leader.peer_id if leader else "", members)
+            Welcome(
+                PROTOCOL_VERSION,
+                self._replica.peer_id,
+                self._replica.cluster_id,
+                leader.peer_id if leader else "",
+                members,
+            )
         )
         if leader is not None:
             end.deliver(LeaderIs(leader.peer_id, leader.addresses))
@@ -469,7 +475,9 @@ class CommandService:
 
     def _ask(self, end: _ClientEnd, ask: Ask) -> None:
         if self._asked >= self._max_pending:
-            self._fail_request(end, ask.request, errors.Overloaded("too many queries are unanswered here", retry_after=0.25))
+            self._fail_request(
+                end, ask.request, errors.Overloaded("too many queries are unanswered here", retry_after=0.25)
+            )
             return
         self._asked += 1
         if ask.consistency == "stale":
@@ -501,7 +509,9 @@ class CommandService:
             self._fail_request(end, ask.request, error)
         except Exception as error:  # the edge of a request: a plugin's bug must not end the service
             logger.exception("a query failed")
-            self._fail_request(end, ask.request, errors.CommandFailed(f"the query's handler raised {type(error).__name__}"))
+            self._fail_request(
+                end, ask.request, errors.CommandFailed(f"the query's handler raised {type(error).__name__}")
+            )
         else:
             end.deliver(Told(ask.request, replica.applied_index, data))
 

@@ -347,4 +347,3 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
 def _is_loopback(address: str) -> bool:
     parts = address.split("/")
     return (parts[1] == "ip4" and parts[2].startswith("127.")) or (parts[1] == "ip6" and parts[2] == "::1")
-

@@ -30,7 +30,7 @@ from weakref import WeakSet
 import trio
 
 from tauraft import errors
-from tauraft.bridge import Call, Completions
+from tauraft.bridge import Call, Completions, Reply
 
 logger = logging.getLogger("tauraft.engine")
 
@@ -110,6 +110,11 @@ class Engine:
         self._thread.join(timeout)
 
     @property
+    def has_failed(self) -> bool:
+        """It ended by an error: facades that used it are over, new ones get another engine."""
+        return self._failure is not None
+
+    @property
     def is_engine_thread(self) -> bool:
         return threading.current_thread() is self._thread
 
@@ -125,7 +130,16 @@ class Engine:
         try:
             self._token.run_sync_soon(self._drain)
         except trio.RunFinishedError:
-            self._inbox.clear()
+            self._refuse_all()
+
+    def _refuse_all(self) -> None:
+        """The loop has ended: whoever still posts is told, so that nobody waits for ever."""
+        self._is_woken = False
+        while self._inbox:
+            _, argument = self._inbox.popleft()
+            if isinstance(argument, Reply) and not argument.is_done:
+                argument.complete(None, errors.Shutdown("the engine has stopped; nothing was sent"))
+        self.completions.flush()
 
     # ---- the engine's thread ----
 
@@ -138,11 +152,12 @@ class Engine:
     ) -> None:
         try:
             result = await task()
-        except trio.Cancelled:
+        except Exception as error:
+            done(None, _only(error))
+        except BaseException:
+            # Cancelled, alone or in a group: the engine is stopping.
             done(None, errors.Shutdown("the engine is stopping"))
             raise
-        except Exception as error:
-            done(None, error)
         else:
             done(result, None)
 
@@ -167,6 +182,7 @@ class Engine:
             self._failure = error
             logger.exception("the engine stopped")
         finally:
+            self._refuse_all()
             self._ready.set()
             sys.setswitchinterval(before)
 
@@ -179,7 +195,6 @@ class Engine:
             self._ready.set()
             await self._stop.wait()
             nursery.cancel_scope.cancel()
-        self.completions.flush()
 
     async def _wake_callers(self) -> None:
         while True:
@@ -196,6 +211,13 @@ class Engine:
             self.lag_s = late if late > self.lag_s else self.lag_s * 0.97
 
 
+def _only(error: BaseException) -> BaseException:
+    """What a nursery wrapped, where it is one error."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
 _guard = threading.Lock()
 _engine: Engine | None = None
 _users = 0
@@ -206,10 +228,11 @@ def acquire(user: Any) -> Engine:
     """The process's engine, started if need be. ``user.close_at_exit()`` is called at interpreter exit unless released."""
     global _engine, _users
     with _guard:
-        if _engine is None:
+        if _engine is None or _engine.has_failed:
             engine = Engine()
             engine.start()
             _engine = engine
+            _users = 0
         _users += 1
         _open.add(user)
         return _engine

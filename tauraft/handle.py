@@ -63,7 +63,9 @@ class Submitter(Protocol):
 
     def submit(self, command: Command[R], *, timeout: float | None = None) -> R: ...
 
-    def query(self, query: Query[R], *, consistency: Consistency = "linearizable", timeout: float | None = None) -> R: ...
+    def query(
+        self, query: Query[R], *, consistency: Consistency = "linearizable", timeout: float | None = None
+    ) -> R: ...
 
     @overload
     def transaction(self, a: Command[A], /, *, timeout: float | None = None) -> tuple[A]: ...
@@ -225,7 +227,9 @@ def check_name(name: object, option: str = "name") -> str:
         try:
             size = len(name.encode())
         except UnicodeEncodeError as error:
-            raise errors.InvalidArgument(f"{option} cannot be encoded as UTF-8; nothing was sent", option=option) from error
+            raise errors.InvalidArgument(
+                f"{option} cannot be encoded as UTF-8; nothing was sent", option=option
+            ) from error
         if size > MAX_NAME_BYTES:
             raise errors.TooLarge(
                 f"{option} has {size} bytes, at most {MAX_NAME_BYTES} are allowed; nothing was sent", option=option
@@ -257,7 +261,8 @@ def check_timeout(timeout: object) -> float | None:
     seconds = _seconds(timeout, "timeout")
     if not 0 < seconds <= MAX_TIMEOUT_S:
         raise errors.InvalidTimeout(
-            f"timeout is {seconds:g} s; it must be over 0 and at most {MAX_TIMEOUT_S:g}; nothing was sent", option="timeout"
+            f"timeout is {seconds:g} s; it must be over 0 and at most {MAX_TIMEOUT_S:g}; nothing was sent",
+            option="timeout",
         )
     return seconds
 
@@ -268,7 +273,9 @@ def check_patience(timeout: object) -> float | None:
         return None
     seconds = _seconds(timeout, "timeout")
     if seconds < 0:
-        raise errors.InvalidTimeout(f"timeout is {seconds:g} s; it must not be negative; nothing was sent", option="timeout")
+        raise errors.InvalidTimeout(
+            f"timeout is {seconds:g} s; it must not be negative; nothing was sent", option="timeout"
+        )
     return None if math.isinf(seconds) else seconds
 
 

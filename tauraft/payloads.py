@@ -31,15 +31,18 @@ def _answers(kind: Any) -> ValueCodec:
 
 def encode_message(message: Message[Any]) -> bytes:
     """Raises ``TypeError`` where a field has not its type, ``TooLarge``."""
-    fsm, tag, pack = _packer(type(message))
+    kind: Any = type(message)
+    fsm, tag, pack = _packer(kind)
     payload: bytes = msgpack.packb([fsm, tag, pack(message)])
     if len(payload) > MAX_MESSAGE_BYTES:
         raise errors.TooLarge(
-            f"{tag} has {len(payload)} bytes, at most {MAX_MESSAGE_BYTES} fit one command; nothing was sent", option="command"
+            f"{tag} has {len(payload)} bytes, at most {MAX_MESSAGE_BYTES} fit one command; nothing was sent",
+            option="command",
         )
     return payload
 
 
 def decode_answer(message: Message[Any], data: bytes) -> Any:
     """Raises ``CodecError`` where ``data`` is not of the type that ``message`` declares: another version's answer."""
-    return _answers(type(message)).decode(data)
+    kind: Any = type(message)
+    return _answers(kind).decode(data)

@@ -135,7 +135,7 @@ class Registry:
         """Raises ``InvalidCommand``."""
         try:
             fsm, tag, fields = unpack_bytes(payload)
-            kind, codec = self._messages[fsm, tag]
+            _, codec = self._messages[fsm, tag]
         except KeyError:
             raise InvalidCommand(
                 f"{fsm}/{tag} is no command or query that this process knows; is its plugin installed there?"

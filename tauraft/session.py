@@ -114,7 +114,9 @@ class Request:
 
     __slots__ = ("deadline_ns", "done", "make", "number", "repeatable", "step")
 
-    def __init__(self, number: int, make: Callable[[], Ask | Call], repeatable: bool, deadline_ns: int, done: Done) -> None:
+    def __init__(
+        self, number: int, make: Callable[[], Ask | Call], repeatable: bool, deadline_ns: int, done: Done
+    ) -> None:
         self.number = number
         self.make = make
         self.repeatable = repeatable
@@ -205,7 +207,14 @@ class Session:
     # ---- the caller's side ----
 
     def submit(
-        self, payload: bytes, message: Any, *, waits: bool | None, timeout_ns: int | None, plain_timeout_ns: int, done: Done
+        self,
+        payload: bytes,
+        message: Any,
+        *,
+        waits: bool | None,
+        timeout_ns: int | None,
+        plain_timeout_ns: int,
+        done: Done,
     ) -> Submission:
         """Take one command. ``timeout_ns`` None: for ever if it waits, else ``plain_timeout_ns``.
 
@@ -409,7 +418,9 @@ class Session:
         elif submission.step is Step.SENT:
             submission.times_sent += 1
             self._link.send(
-                Submit(self.id, sequence, self._acked_below(), submission.wait_ns, submission.payload, submission.message)
+                Submit(
+                    self.id, sequence, self._acked_below(), submission.wait_ns, submission.payload, submission.message
+                )
             )
 
     def _withdraw(self, submission: Submission) -> None:
@@ -509,7 +520,9 @@ class Session:
         now = self._clock()
         self._must_be_usable(now)
         if len(self._requests) >= self._max_outstanding:
-            raise errors.Overloaded("too many queries are unanswered; nothing was sent, try again later", retry_after=0.1)
+            raise errors.Overloaded(
+                "too many queries are unanswered; nothing was sent, try again later", retry_after=0.1
+            )
         request = Request(self._next_request, make, repeatable, now + timeout_ns, done)
         self._next_request += 1
         self._requests[request.number] = request
@@ -551,7 +564,9 @@ class Session:
             self._nonce = sha256(self._nonce).digest()[:16]
         elif self.state is State.OPENING:
             self.state = State.OPEN
-            self._renew_at_ns = self._open_sent_ns + (self.ttl_ns // 10 if now - self._open_sent_ns > self.ttl_ns // 10 else self.ttl_ns // 2)
+            self._renew_at_ns = self._open_sent_ns + (
+                self.ttl_ns // 10 if now - self._open_sent_ns > self.ttl_ns // 10 else self.ttl_ns // 2
+            )
         if self._link is not None:
             self._open_or_attach()
         self._earlier()

@@ -57,7 +57,9 @@ def blocking(source: str, origin: str) -> str:
                 stop = following.start if following.start[0] == token.end[0] else token.end
                 edits.append((token.start, stop, ""))
             elif token.string in ("asyncio", "anyio", "trio"):
-                raise NoTwin(f"{origin}:{token.start[0]}: {token.string} has no blocking form; await through tauraft.handle")
+                raise NoTwin(
+                    f"{origin}:{token.start[0]}: {token.string} has no blocking form; await through tauraft.handle"
+                )
             elif RENAMED.get(token.string):
                 edits.append((token.start, token.end, RENAMED[token.string]))
             elif _ASYNC_NAME.match(token.string):

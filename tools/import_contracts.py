@@ -25,12 +25,12 @@ def _matcher(patterns: set[str]) -> re.Pattern[str]:
     return re.compile(rf"(?:{'|'.join(named)})(?:\..+)?")
 
 
-class OnlyContract(Contract):  # type: ignore[misc]  # import-linter ships no types
+class OnlyContract(Contract):
     """Of all modules, ``sources`` import directly those ``allowed``; the standard library is free."""
 
     type_name = "only"
-    sources = fields.SetField(subfield=fields.StringField())
-    allowed = fields.SetField(subfield=fields.StringField())
+    sources: Any = fields.SetField(subfield=fields.StringField())
+    allowed: Any = fields.SetField(subfield=fields.StringField())
 
     def check(self, graph: ImportGraph, verbose: bool) -> ContractCheck:
         source, allowed = _matcher(self.sources), _matcher(self.allowed)
@@ -48,12 +48,12 @@ class OnlyContract(Contract):  # type: ignore[misc]  # import-linter ships no ty
             output.print_error(f"{importer} imports {imported}")
 
 
-class NeverContract(Contract):  # type: ignore[misc]  # import-linter ships no types
+class NeverContract(Contract):
     """No chain of imports leads from ``sources`` to ``forbidden``."""
 
     type_name = "never"
-    sources = fields.SetField(subfield=fields.StringField())
-    forbidden = fields.SetField(subfield=fields.StringField())
+    sources: Any = fields.SetField(subfield=fields.StringField())
+    forbidden: Any = fields.SetField(subfield=fields.StringField())
 
     def check(self, graph: ImportGraph, verbose: bool) -> ContractCheck:
         source, forbidden = _matcher(self.sources), _matcher(self.forbidden)

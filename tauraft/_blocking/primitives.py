@@ -11,6 +11,7 @@ The blocking twin, ``tauraft/_blocking/primitives.py``, is generated from this f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
 
@@ -166,7 +167,8 @@ class Primitives:
             raise TypeError(f"timeout must be a number of seconds, not {type(timeout).__name__}")
         if not 0 < timeout <= MAX_BARRIER_S:
             raise errors.InvalidBarrier(
-                f"timeout is {timeout:g} s; it must be over 0 and at most {MAX_BARRIER_S:g}; nothing was sent", option="timeout"
+                f"timeout is {timeout:g} s; it must be over 0 and at most {MAX_BARRIER_S:g}; nothing was sent",
+                option="timeout",
             )
         return self._caller.submit(Barrier(), timeout)
 
@@ -232,8 +234,12 @@ def _member_of(told: Mapping[str, Any]) -> Member:
 
 
 def _status_of(told: Mapping[str, Any]) -> Status:
-    fields = dict(told)
-    fields["leader"] = None if fields["leader"] is None else _member_of(fields["leader"])
-    fields["members"] = tuple(_member_of(member) for member in fields["members"])
-    fields["warnings"] = tuple(fields["warnings"])
-    return Status(**fields)
+    members = tuple(_member_of(member) for member in told["members"])
+    known = {field.name: told[field.name] for field in fields(Status) if field.name in told}
+    known |= {
+        "members": members,
+        "leader": next((member for member in members if member.is_leader), None),
+        "warnings": tuple(told.get("warnings", ())),
+        "holder_pid": told.get("holder_pid", 0),
+    }
+    return Status(**known)

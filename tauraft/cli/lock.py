@@ -52,7 +52,9 @@ def run(target: Target, name: str, command: tuple[str, ...]) -> int:
                 signal_group(process, number)
 
             hold.lost.add_callback(end_group)
-            before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+            before = {
+                number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            }
             try:
                 code = process.wait()
             finally:

@@ -86,7 +86,9 @@ def shared_options(function: Any) -> Any:
     """The options that come before a command and may also follow it; the later one wins."""
     for option in (
         click.option("--json", "as_json", is_flag=True, default=None, help="One JSON object on stdout."),
-        click.option("--timeout", type=click.FloatRange(0, min_open=True), default=None, help="Seconds; 10 by default."),
+        click.option(
+            "--timeout", type=click.FloatRange(0, min_open=True), default=None, help="Seconds; 10 by default."
+        ),
         click.option("--key-file", default=None, help="File with the shared key: 32 bytes, or 64 hex digits."),
         click.option("--address", "addresses", multiple=True, help="Multiaddr of a node; may be repeated."),
         click.option("--data-dir", default=None, help="The node's data directory on this host."),
@@ -155,7 +157,7 @@ class LazyGroup(click.Group):
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), default=None, help="Seconds; 10 by default.")
 @click.option("--json", "as_json", is_flag=True, default=None, help="One JSON object on stdout.")
 @click.pass_context
-def root(context: click.Context, **options: Any) -> None:
+def root(context: click.Context, /, **options: Any) -> None:
     """Coordination inside your own processes: a replicated cluster, locks, KV and more."""
     import os
 

@@ -21,8 +21,7 @@ import anyio
 from tauraft.codec import CodecError
 from tauraft.discovery.discovery import Discoverer, Found
 from tauraft.errors import TauraftError
-from tauraft.formation import decide as steps
-from tauraft.formation import messages
+from tauraft.formation import decide as steps, messages
 from tauraft.formation.genesis import Acceptor, AcceptorRecord, Ballot, ClusterOptions, Genesis, Proposer, Voter
 from tauraft.formation.messages import KnownPeer, PeerReport, State
 from tauraft.transport.transport import MessageStream, Transport, TransportError

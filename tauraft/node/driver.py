@@ -51,8 +51,7 @@ from tauraft.node.clock import SECOND_NS, Clock, ClusterClock
 from tauraft.node.proposals import ProposalQueue
 from tauraft.node.replica import Item, Outcome, SessionEvent
 from tauraft.node.snapshots import SnapshotMover
-from tauraft.storage.log_store import Compacted as StoreCompacted
-from tauraft.storage.log_store import LogStore
+from tauraft.storage.log_store import Compacted as StoreCompacted, LogStore
 from tauraft.system.messages import Activate, Announce
 from tauraft.transport.transport import Channel
 
@@ -136,6 +135,7 @@ class Driver:
         self._next_tick_ns = clock.monotonic_ns()
         snapshots.send = lambda peer_id, frame, bulk: channel.send(peer_id, frame, bulk=bulk)
         snapshots.on_failed = self._snapshot_failed
+        channel.set_context(cluster_id)
         self._decoded: dict[int, tuple[int, list[FSMMessage[Any] | None]]] = {}
         self._reads_waiting: list[Callable[[int | None], object]] = []
         self._reads_asked: dict[int, tuple[int, list[Callable[[int | None], object]]]] = {}

@@ -28,8 +28,7 @@ from tauraft.client import LinkFailed, LocalDialer, StreamDialer
 from tauraft.command_protocol import LeaderIs, Link, LinkUser
 from tauraft.command_service import CommandService
 from tauraft.config import ClusterOptions
-from tauraft.core.messages import Member as RaftMember
-from tauraft.core.messages import Role
+from tauraft.core.messages import Member as RaftMember, Role
 from tauraft.discovery.discovery import Discoverer
 from tauraft.discovery.local_host import LocalHostDiscoverer
 from tauraft.discovery.static import StaticDiscoverer
@@ -40,13 +39,13 @@ from tauraft.formation.decide import Options as FormationOptions
 from tauraft.formation.driver import Formation
 from tauraft.formation.genesis import (
     AcceptorRecord,
+    ClusterOptions as CommittedOptions,
     Genesis,
     decode_acceptor,
     decode_genesis,
     encode_acceptor,
     encode_genesis,
 )
-from tauraft.formation.genesis import ClusterOptions as CommittedOptions
 from tauraft.node.clock import Clock, SystemClock
 from tauraft.node.driver import Timing
 from tauraft.node.local_replica import LocalReplica, Whereabouts

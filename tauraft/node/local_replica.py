@@ -377,7 +377,9 @@ class LocalReplica:
         try:
             index = self.driver.propose_change(change)
         except MembershipChangeRefused as refused:
-            raise Refused("change-refused", f"{refused}; nothing changed, try again shortly", retry_after=0.5) from refused
+            raise Refused(
+                "change-refused", f"{refused}; nothing changed, try again shortly", retry_after=0.5
+            ) from refused
         applied = anyio.Event()
         self.driver.when_applied(index, applied.set)
         with anyio.move_on_after(timeout_s) as scope:
@@ -393,7 +395,9 @@ class LocalReplica:
         self._leading()
         known = self._member_named(arguments["peer_id"])
         if known is None:
-            raise Refused("not-a-member", f"{arguments['peer_id']} is no member: start it with a way to find this cluster")
+            raise Refused(
+                "not-a-member", f"{arguments['peer_id']} is no member: start it with a way to find this cluster"
+            )
         await self.add(known, is_voter=True, timeout_s=10.0)
 
     async def _remove_server(self, arguments: dict[str, Any]) -> Any:

@@ -49,5 +49,5 @@ class History:
     def of_key(self, key: str) -> list[Operation]:
         return [operation for operation in self.operations if operation.key == key]
 
-    def keys(self) -> list[str]:
+    def named_keys(self) -> list[str]:
         return sorted({operation.key for operation in self.operations})

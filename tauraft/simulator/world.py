@@ -221,7 +221,7 @@ class SimulatedClient:
     async def __aexit__(self, *_: object) -> None:
         self._scope.cancel()
 
-    async def _live(self, task_status: trio.TaskStatus[None]) -> None:
+    async def _live(self, task_status: Any) -> None:
         with self._scope:
             async with self._world.network.transport(self.name) as transport:
                 self.transport = transport
@@ -321,6 +321,8 @@ def run_world(seed: int, story: Story, *, replicas: int = 3, time_limit_s: float
     """Play ``story`` in the world of ``seed``. Raises ``SeedFailed``."""
     from trio._core import _run
 
+    scheduler: Any = _run
+
     async def main() -> None:
         with trio.fail_after(time_limit_s):
             async with trio.open_nursery() as nursery:
@@ -328,15 +330,15 @@ def run_world(seed: int, story: Story, *, replicas: int = 3, time_limit_s: float
                 nursery.cancel_scope.cancel()
 
     # trio offers this to its own tests only; without it two runs of one seed differ.
-    before = _run._ALLOW_DETERMINISTIC_SCHEDULING, _run._r
-    _run._ALLOW_DETERMINISTIC_SCHEDULING = True
-    _run._r = Random(seed)
+    before = scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r
+    scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True
+    scheduler._r = Random(seed)
     try:
         trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
     except Exception as error:
         raise SeedFailed(f"seed {seed}: {_innermost(error)!r}") from error
     finally:
-        _run._ALLOW_DETERMINISTIC_SCHEDULING, _run._r = before
+        scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r = before
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -288,7 +288,9 @@ async def connect_local(path: str, namespace: str, tasks: TaskGroup) -> LocalStr
     except (OSError, ValueError, StreamClosed, MalformedStream) as error:
         close_socket(sock)
         if isinstance(error, TimeoutError):
-            raise PeerUnreachable(f"the process that listens at {path} did not answer in {CONNECT_TIMEOUT_S:g} s") from None
+            raise PeerUnreachable(
+                f"the process that listens at {path} did not answer in {CONNECT_TIMEOUT_S:g} s"
+            ) from None
         raise PeerUnreachable(f"nobody serves {namespace} at {path} ({error})") from error
     except BaseException:
         close_socket(sock)

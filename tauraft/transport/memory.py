@@ -405,8 +405,10 @@ class MemoryTransport:
                 continue
             # Frames that arrive together are handed over together, as one read of a socket would.
             frames = [_leave_queue(delivery)]
-            while position < len(due) and due[position].channel is delivery.channel and (
-                due[position].sender == delivery.sender
+            while (
+                position < len(due)
+                and due[position].channel is delivery.channel
+                and (due[position].sender == delivery.sender)
             ):
                 frames.append(_leave_queue(due[position]))
                 position += 1

@@ -314,3 +314,49 @@ def test_a_body_is_cut_short_when_its_tenure_is_lost(host: MemoryHost, run: Call
         await caller.close()
 
     run(story) if run is trio.run else run(story())
+
+
+def test_when_the_engine_dies_nobody_waits_for_ever(host: MemoryHost, caplog: pytest.LogCaptureFixture) -> None:
+    caller = host.caller()
+    caller.start(5)
+    caller.submit(Take("lock"), None)
+    told: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            caller.submit(Take("lock"), None)
+        except errors.TauraftError as error:
+            told.append(error)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    wait_until("it waits", lambda: bool(host.replica.queue))
+
+    async def crash() -> None:
+        raise SystemError("a bug in a task nobody guards")
+
+    caller.engine.post(lambda _: caller.engine.nursery.start_soon(crash), None)
+    waiting.join(5)
+    assert not waiting.is_alive()
+    assert isinstance(told[0], errors.TauraftError)
+    assert told[0].outcome == "unknown"
+    wait_until("it is known to have ended", lambda: caller.has_ended)
+    with pytest.raises(errors.Shutdown):
+        caller.submit(Add("a"), None)
+    caller.close()
+    assert engine._engine is None
+
+
+def test_when_the_host_fails_its_callers_are_told_why(host: MemoryHost) -> None:
+    @asynccontextmanager
+    async def broken(engine_: Engine) -> AsyncIterator[MemoryHost]:
+        raise errors.DataDirectoryError("it belongs to another machine", path="/x")
+        yield host
+
+    caller = Caller(broken, timeout=10, session_ttl=10, label=None)
+    with pytest.raises(errors.DataDirectoryError):
+        caller.start(5)
+    with pytest.raises(errors.Shutdown, match="another machine"):
+        caller.submit(Add("a"), None)
+    caller.close()
+    assert engine._engine is None

@@ -7,8 +7,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from tauraft import command_protocol as protocol
 from tauraft.command_protocol import AnswerKind, MalformedFrame, MemberAddress
@@ -45,7 +44,9 @@ def _decode(message: Any, frame: bytes) -> Any:
     return protocol.decode_to_client(frame)
 
 
-@pytest.mark.parametrize(("message", "golden"), GOLDEN, ids=lambda value: type(value).__name__ if not isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("message", "golden"), GOLDEN, ids=lambda value: type(value).__name__ if not isinstance(value, str) else ""
+)
 def test_every_message_keeps_its_bytes(message: Any, golden: str) -> None:
     assert protocol.encode(message).hex() == golden
     assert _decode(message, bytes.fromhex(golden)) == message
@@ -61,7 +62,9 @@ def test_a_message_of_the_other_direction_is_refused() -> None:
         protocol.decode_to_replica(protocol.encode(protocol.Gone(7)))
 
 
-@pytest.mark.parametrize(("message", "golden"), GOLDEN, ids=lambda value: type(value).__name__ if not isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("message", "golden"), GOLDEN, ids=lambda value: type(value).__name__ if not isinstance(value, str) else ""
+)
 def test_a_frame_cut_or_grown_anywhere_is_refused(message: Any, golden: str) -> None:
     frame = bytes.fromhex(golden)
     for end in range(len(frame)):
@@ -71,8 +74,12 @@ def test_a_frame_cut_or_grown_anywhere_is_refused(message: Any, golden: str) -> 
         _decode(message, frame + b"\x00")
 
 
-@pytest.mark.parametrize(("message", "golden"), GOLDEN, ids=lambda value: type(value).__name__ if not isinstance(value, str) else "")
-@pytest.mark.parametrize("wrong", [-1, 2**63, 1.5, True, None, [], {}, "x" * 5000, [["a"]]], ids=lambda value: repr(value)[:12])
+@pytest.mark.parametrize(
+    ("message", "golden"), GOLDEN, ids=lambda value: type(value).__name__ if not isinstance(value, str) else ""
+)
+@pytest.mark.parametrize(
+    "wrong", [-1, 2**63, 1.5, True, None, [], {}, "x" * 5000, [["a"]]], ids=lambda value: repr(value)[:12]
+)
 def test_a_field_of_a_wrong_type_is_refused_or_kept_as_its_type_says(message: Any, golden: str, wrong: Any) -> None:
     parts = msgpack.unpackb(bytes.fromhex(golden))
     for place in range(1, len(parts)):

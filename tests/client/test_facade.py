@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 import trio
-from tauraft_plugins.kv.fsm import KeyValue
-from tauraft_plugins.locks.fsm import Locks
-from tauraft_primitives.kv.messages import Put
-from tauraft_primitives.locks.messages import CheckHold
 
 from tauraft import errors
 from tauraft._blocking.primitives import Primitives
 from tauraft.caller import AsyncCaller, Caller
 from tauraft.primitives import AsyncPrimitives
+from tauraft_plugins.kv.fsm import KeyValue
+from tauraft_plugins.locks.fsm import Locks
+from tauraft_primitives.kv.messages import Put
+from tauraft_primitives.locks.messages import CheckHold
 from tests.session.machine_replica import MachineHost
 
 NAMESPACE = "/raft/test"
@@ -311,7 +311,9 @@ def test_ctrl_c_while_acquiring_leaves_no_ghost(cluster: Primitives, host: Machi
 
 
 @either_loop
-async def test_an_async_lock_is_taken_and_given_back(host: MachineHost, sleep: Callable[[float], Awaitable[None]]) -> None:
+async def test_an_async_lock_is_taken_and_given_back(
+    host: MachineHost, sleep: Callable[[float], Awaitable[None]]
+) -> None:
     async with awaited(host) as cluster:
         async with cluster.lock("x", reentrant="task") as hold:
             hold.check()

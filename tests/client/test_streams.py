@@ -55,7 +55,7 @@ async def nodes(*names: str) -> AsyncIterator[Net]:
         nursery.cancel_scope.cancel()
 
 
-async def _serve(net: Net, name: str, task_status: trio.TaskStatus[None]) -> None:
+async def _serve(net: Net, name: str, task_status: Any) -> None:
     service = net.services[name] = CommandService(net.replica, clock)
 
     async def handle(stream: MessageStream) -> None:

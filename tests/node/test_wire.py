@@ -16,7 +16,9 @@ MEMBERSHIP = core.Membership(frozenset({A}), frozenset({B}), frozenset(), frozen
 EVERY = [
     core.VoteRequest(*HEAD, 5, 3, True, False),
     core.VoteReply(*HEAD, True, False, 4, 2),
-    core.Append(*HEAD, 4, 2, (core.Entry(5, 3, core.EntryKind.BATCH, b"x"), core.Entry(6, 3, core.EntryKind.NOOP)), 4, 9),
+    core.Append(
+        *HEAD, 4, 2, (core.Entry(5, 3, core.EntryKind.BATCH, b"x"), core.Entry(6, 3, core.EntryKind.NOOP)), 4, 9
+    ),
     core.AppendReply(*HEAD, False, 3, 2, 1, 9),
     core.Heartbeat(*HEAD, 4, 12, b"payload"),
     core.HeartbeatReply(*HEAD, 12, b"payload"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
@@ -31,7 +31,7 @@ class MachineReplica:
     peer_id: str = "A"
     namespace: str = "/raft/test"
     cluster_id: bytes = b"c"
-    leader: LeaderInfo | None = LeaderInfo("A", ())
+    leader: LeaderInfo | None = field(default_factory=lambda: LeaderInfo("A", ()))
 
     def __post_init__(self) -> None:
         self.registry = Registry(self.fsms)

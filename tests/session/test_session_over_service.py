@@ -387,7 +387,9 @@ def test_queries_are_confirmed_together_and_asked_again_after_a_break() -> None:
             assert confirmed == 1
             here.replica.lose_leader()
             late = Result()
-            here.session.ask(encode_message(Count("a")), None, consistency="linearizable", timeout_ns=5 * S, done=late.done)
+            here.session.ask(
+                encode_message(Count("a")), None, consistency="linearizable", timeout_ns=5 * S, done=late.done
+            )
             await trio.sleep(0.5)
             here.dialer.cut()
             here.replica.find_leader()

@@ -179,7 +179,7 @@ class KeyValue(FSM, name=KV, version=1):
                     f"keys changed since the page at revision {number}; start again without the cursor", oldest=revision
                 )
         size = min(limit, MAX_PAGE) if limit is not None else MAX_PAGE
-        found = []
+        found: list[tuple[str, Row]] = []
         for key, row in self.kv.range(low, after_prefix(prefix)):
             if len(found) == size:
                 return found, revision, f"{revision}:{key}"

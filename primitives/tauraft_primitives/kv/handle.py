@@ -234,4 +234,6 @@ def _check_revision(revision: object) -> None:
     if isinstance(revision, bool) or not isinstance(revision, int):
         raise TypeError(f"if_revision must be int, not {type(revision).__name__}")
     if revision < 0:
-        raise errors.InvalidArgument(f"if_revision is {revision}; it must be at least 0; nothing was sent", option="if_revision")
+        raise errors.InvalidArgument(
+            f"if_revision is {revision}; it must be at least 0; nothing was sent", option="if_revision"
+        )

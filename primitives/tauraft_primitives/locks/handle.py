@@ -150,7 +150,9 @@ class AsyncLock:
         self._renew = renew
         self._lock_delay = 0.0 if lock_delay == 0 else cast(float, check_ttl(lock_delay, "lock_delay"))
         if reentrant not in (None, "task", "thread", "session"):
-            raise errors.InvalidArgument(f"reentrant is {reentrant!r}; it is task, thread or session", option="reentrant")
+            raise errors.InvalidArgument(
+                f"reentrant is {reentrant!r}; it is task, thread or session", option="reentrant"
+            )
         if on_loss not in ("cancel", "signal"):
             raise errors.InvalidArgument(f"on_loss is {on_loss!r}; it is cancel or signal", option="on_loss")
         if isinstance(priority, bool) or not isinstance(priority, int):

@@ -25,7 +25,7 @@ class NotLinearizable(AssertionError):
 
 def check_linearizable(history: History) -> None:
     """Raises ``NotLinearizable`` naming the key and its operations."""
-    for key in history.keys():
+    for key in history.named_keys():
         operations = [o for o in history.of_key(key) if o.known is not Known.NOT_APPLIED]
         if not _explainable(operations):
             story = "\n".join(f"  {o}" for o in sorted(operations, key=lambda o: o.called))

@@ -366,9 +366,7 @@ class OutgoingLink:
                 continue
             number = LaneNumber(self._host.boot, self._lane_number.count + 1)
             try:
-                lane = await self._host.open_lane(
-                    self._channel.namespace, self.peer_id, address, cluster_id, number
-                )
+                lane = await self._host.open_lane(self._channel.namespace, self.peer_id, address, cluster_id, number)
             except (LaneRefused, WrongKey) as error:
                 log.debug("no lane to %s: %s", self.peer_id, error)
             else:

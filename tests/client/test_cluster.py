@@ -1,0 +1,117 @@
+"""The facades' own: options checked without I/O, what a cluster knows of itself, and that its twins are what their sources say."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tauraft import errors, twin
+from tauraft._blocking.cluster import Client, Cluster
+from tauraft.cluster import AsyncCluster
+from tauraft.types import Member
+from tauraft_plugins.kv.fsm import KeyValue
+from tauraft_plugins.locks.fsm import Locks
+from tauraft_primitives.kv.messages import Put
+from tests.session.machine_replica import MachineHost
+
+NAMESPACE = "/raft/test"
+
+
+class NodeHost(MachineHost):
+    peer_id = "A"
+    addresses = ("/memory/A",)
+    state = "follower"
+    leader = Member("B", (), "voter", "host2", True)
+
+
+@pytest.fixture
+def host() -> NodeHost:
+    return NodeHost([KeyValue, Locks])
+
+
+def test_a_constructor_checks_and_starts_nothing() -> None:
+    with pytest.raises(errors.InvalidNamespace):
+        Cluster("test")
+    with pytest.raises(errors.InvalidOption):
+        Cluster(NAMESPACE, preset="lunar")  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        Cluster(NAMESPACE, colour="red")  # type: ignore[call-arg]
+    cluster = Cluster(NAMESPACE, timeout=3)
+    assert cluster.options.timeout == 3
+    assert cluster.state == "stopped"
+    assert cluster.leader is None
+    with pytest.raises(errors.Shutdown):
+        cluster.get("k")
+    with pytest.raises(errors.Shutdown):
+        _ = cluster.peer_id
+    cluster.close()
+    with pytest.raises(errors.AlreadyClosed):
+        cluster.get("k")
+
+
+def test_a_started_cluster_says_where_it_is(host: NodeHost) -> None:
+    cluster = Cluster(NAMESPACE, _open_host=host.open)
+    with cluster:
+        assert (cluster.peer_id, cluster.addresses, cluster.state) == ("A", ("/memory/A",), "follower")
+        assert not cluster.is_leader
+        assert cluster.leader is not None
+        with pytest.raises(errors.NotLeader) as caught:
+            cluster.apply(Put("k", b"v"), forward=False)
+        assert caught.value.leader == cluster.leader
+        assert cluster.apply(Put("k", b"v"), timeout=60) > 0
+        for timeout in (0, -1, 60.1):
+            with pytest.raises(errors.InvalidTimeout):
+                cluster.apply(Put("k", b"v"), timeout=timeout)
+        with Client(NAMESPACE, _open_host=host.open) as client:
+            assert client.get("k") == b"v"
+            assert client.session.id != cluster.session.id
+    assert cluster.state == "stopped"
+
+
+def test_the_async_facade_is_the_same_awaited(host: NodeHost) -> None:
+    async def story() -> None:
+        async with AsyncCluster(NAMESPACE, _open_host=host.open) as cluster:
+            await cluster.set("k", "v")
+            async with cluster.kv.batch() as batch:
+                batch.put("a", b"1")
+            assert await cluster.keys() == ["a", "k"]
+            assert (await cluster.status()).namespace == NAMESPACE
+            assert not cluster.session.lost.is_set()
+
+    asyncio.run(story())
+
+
+def test_the_committed_twins_are_what_their_sources_give() -> None:
+    assert twin.drift(write=False) == []
+
+
+def test_a_twin_keeps_comments_and_drops_what_only_a_loop_needs() -> None:
+    source = '''"""Await ``AsyncThing``: ``await thing.go()``."""
+
+async def go(thing: AsyncThing) -> int:  # await it
+    async with thing as one:
+        async for item in one:
+            return (await
+                    item.value())
+'''
+    assert twin.blocking(source, "thing.py").splitlines() == [
+        "# Generated from thing.py by `python -m tauraft.twin`; change that file, not this one.",
+        '"""Await ``Thing``: ``thing.go()``."""',
+        "",
+        "def go(thing: Thing) -> int:  # it",
+        "    with thing as one:",
+        "        for item in one:",
+        "            return (",
+        "                    item.value())",
+    ]
+
+
+def test_a_module_that_leans_on_a_loop_has_no_twin(tmp_path: Path) -> None:
+    source = tmp_path / "handle.py"
+    source.write_text("import asyncio\n", encoding="utf-8")
+    assert twin.main([str(source), str(tmp_path / "out.py")]) == 1
+    source.write_text("async def go() -> None: ...\n", encoding="utf-8")
+    assert twin.main([str(source), str(tmp_path / "out.py")]) == 0
+    assert "def go() -> None: ..." in (tmp_path / "out.py").read_text(encoding="utf-8")
