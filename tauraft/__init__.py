@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 # Room -> the names it gives.
 _ROOMS: Final = {
+    "tauraft._blocking.cluster": ("Client", "Cluster"),
     "tauraft._blocking.primitives": ("Primitives", "Session"),
+    "tauraft.cluster": ("AsyncClient", "AsyncCluster"),
     "tauraft.errors": (
         "AlreadyClosed",
         "BrokenBarrier",
@@ -104,7 +106,9 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     __version__: str
+    from tauraft._blocking.cluster import Client as Client, Cluster as Cluster
     from tauraft._blocking.primitives import Primitives as Primitives, Session as Session
+    from tauraft.cluster import AsyncClient as AsyncClient, AsyncCluster as AsyncCluster
     from tauraft.errors import (
         AlreadyClosed as AlreadyClosed,
         BrokenBarrier as BrokenBarrier,

@@ -33,7 +33,7 @@ def run(target: Target, name: str, command: tuple[str, ...]) -> int:
     ended: SIGTERM, and SIGKILL five seconds later. --timeout is how long to wait for the lock (124).
     """
     with target.client() as client:
-        hold = client.lock(name).acquire(timeout=target.timeout)
+        hold = client.lock(name).acquire(timeout=target.patience)
         with hold:
             process = subprocess.Popen(
                 command, env={**os.environ, "TAURAFT_TOKEN": str(hold.token)}, start_new_session=True

@@ -10,7 +10,8 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ class Target:
     addresses: tuple[str, ...]
     key_file: str | None
     timeout: float
+    patience: float | None  # of a wait: None, for ever, unless --timeout was given
     as_json: bool
 
     def required_namespace(self) -> str:
@@ -66,10 +68,12 @@ class Target:
             raise click.UsageError(f"{self.key_file} holds neither 32 raw bytes nor 64 hex digits")
         return key
 
-    def client(self) -> tauraft.Client:
+    @contextmanager
+    def client(self) -> Iterator[tauraft.Client]:
+        """A started client. One that reaches nobody in ``timeout`` raises ``NoLeader``."""
         import tauraft
 
-        return tauraft.Client(
+        client = tauraft.Client(
             self.required_namespace(),
             self.addresses,
             data_dir=self.data_dir,
@@ -77,6 +81,11 @@ class Target:
             timeout=min(self.timeout, 60.0),
             label="tauraft cli",
         )
+        client.start(timeout=self.timeout)
+        try:
+            yield client
+        finally:
+            client.close()
 
     def show(self, value: dict[str, Any], text: str) -> None:
         click.echo(json.dumps(value) if self.as_json else text)
@@ -124,6 +133,7 @@ def targeted(function: Any) -> Any:
             addresses=addresses or before.get("addresses") or (),
             key_file=key_file or before.get("key_file"),
             timeout=timeout or before.get("timeout") or 10.0,
+            patience=timeout or before.get("timeout"),
             as_json=bool(as_json if as_json is not None else before.get("as_json")),
         )
         context.find_root().meta["tauraft.as_json"] = target.as_json

@@ -1,0 +1,175 @@
+"""The command line against one real node: what it prints, and what it exits with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+NAMESPACE = "/raft/commands"
+pytestmark = pytest.mark.middle
+
+
+class Shell:
+    """Runs `tauraft` for one data directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.data_dir = directory / "node"
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("TAURAFT_")} | {
+            "TAURAFT_STATE_DIR": str(directory)
+        }
+
+    def command(self, *arguments: str) -> list[str]:
+        target = ["-n", NAMESPACE, "--data-dir", str(self.data_dir)]
+        return [sys.executable, "-m", "tauraft", *target, *arguments]
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments), capture_output=True, text=True, timeout=60, env=self.environment, check=False
+        )
+
+    def json(self, *arguments: str) -> dict[str, object]:
+        done = self.run("--json", *arguments)
+        assert done.returncode == 0, done.stderr
+        found: dict[str, object] = json.loads(done.stdout)
+        return found
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    shell = Shell(tmp_path_factory.mktemp("state"))
+    node = subprocess.Popen(
+        shell.command("--json", "up", "--preset", "local"), stdout=subprocess.PIPE, text=True, env=shell.environment
+    )
+    assert node.stdout is not None
+    try:
+        ready = json.loads(node.stdout.readline())
+        assert ready["event"] == "ready"
+        assert set(ready) == {"event", "namespace", "peer_id", "pid", "addresses", "state"}
+        yield shell
+        node.send_signal(signal.SIGTERM)
+        assert node.wait(20) == 0, "SIGTERM is a clean close"
+    finally:
+        node.kill()
+        node.wait()
+        node.stdout.close()
+
+
+def test_a_value_goes_in_and_comes_out(shell: Shell) -> None:
+    put = shell.json("kv", "put", "colour", "grün")
+    assert put == {"key": "colour", "revision": put["revision"]}
+    got = shell.json("kv", "get", "colour")
+    assert got["value"] == "grün"
+    assert got["value_base64"] == "Z3LDvG4="
+    assert got["revision"] == put["revision"]
+    assert shell.run("kv", "get", "colour").stdout == "grün\n"
+
+
+def test_keys_are_listed_by_prefix_and_deleted(shell: Shell) -> None:
+    for key in ("list/b", "list/a", "other"):
+        shell.json("kv", "put", key, "x")
+    assert shell.json("kv", "keys", "list/")["keys"] == ["list/a", "list/b"]
+    assert shell.json("kv", "delete", "list/a") == {"deleted": 1}
+    assert shell.json("kv", "delete", "list/a") == {"deleted": 0}
+
+
+def test_a_key_that_is_not_there_exits_with_1(shell: Shell) -> None:
+    done = shell.run("kv", "get", "nowhere")
+    assert done.returncode == 1
+    assert "no key 'nowhere'" in done.stderr
+
+
+def test_status_and_members_name_the_leader(shell: Shell) -> None:
+    status = shell.json("status")
+    assert status["namespace"] == NAMESPACE
+    members = shell.json("members")["members"]
+    assert isinstance(members, list)
+    assert [member["is_leader"] for member in members] == [True]
+    assert set(members[0]) == {"peer_id", "addresses", "role", "host", "is_leader"}
+
+
+def test_lock_run_passes_the_exit_code_and_the_token_on(shell: Shell) -> None:
+    script = "import os, sys; print(os.environ['TAURAFT_TOKEN']); sys.exit(7)"
+    first = shell.run("lock", "run", "job", "--", sys.executable, "-c", script)
+    second = shell.run("lock", "run", "job", "--", sys.executable, "-c", script)
+    assert (first.returncode, second.returncode) == (7, 7)
+    assert int(second.stdout) > int(first.stdout)
+    assert shell.json("lock", "info", "job")["holder"] is None
+
+
+def test_a_lock_that_is_held_is_waited_for_as_long_as_told(shell: Shell) -> None:
+    holder = subprocess.Popen(
+        shell.command("lock", "run", "held", "--", sys.executable, "-c", "print('mine', flush=True); input()"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=shell.environment,
+    )
+    assert holder.stdout is not None
+    assert holder.stdin is not None
+    try:
+        assert holder.stdout.readline() == "mine\n"
+        waited = shell.run("--json", "lock", "run", "held", "--timeout", "0.5", "--", "true")
+        assert waited.returncode == 124
+        assert json.loads(waited.stderr)["error"]["code"] == "wait-timeout"
+        info = shell.json("lock", "info", "held")
+        assert isinstance(info["holder"], dict)
+    finally:
+        holder.communicate("\n", timeout=20)
+    assert holder.returncode == 0
+
+
+def test_wrong_use_is_one_sentence_and_exit_2(shell: Shell) -> None:
+    for arguments in (
+        ("nonsense",),
+        ("kv", "put", "only-a-key"),
+        ("-n", "raft/no-slash", "status"),
+        ("kv", "put", "", "x"),
+    ):
+        done = shell.run(*arguments)
+        assert done.returncode == 2, (arguments, done.stderr)
+        assert "Traceback" not in done.stderr
+        assert done.stdout == ""
+
+
+def test_a_node_that_is_not_there_exits_with_3(shell: Shell, tmp_path: Path) -> None:
+    done = shell.run("--json", "--data-dir", str(tmp_path / "nobody"), "--timeout", "0.5", "status")
+    assert done.returncode == 3, done.stderr
+    error = json.loads(done.stderr)["error"]
+    assert set(error) == {"code", "message", "outcome"}
+
+
+def test_a_foreign_data_directory_is_refused_and_left_alone(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear diary")
+    done = shell.run("up", "--data-dir", str(tmp_path))
+    assert done.returncode == 4, done.stderr
+    assert "not a tauraft data directory" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_an_occupied_port_is_named(shell: Shell, tmp_path: Path) -> None:
+    members = shell.json("members")["members"]
+    assert isinstance(members, list)
+    taken = members[0]["addresses"][0].partition("/p2p/")[0]
+    done = shell.run("-n", "/raft/second", "up", "--data-dir", str(tmp_path / "second"), "--listen", taken)
+    assert done.returncode == 2, done.stderr
+    assert taken.rpartition("/")[2] in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_loads_nothing_heavy() -> None:
+    script = (
+        "import sys; from tauraft.cli.main import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'libp2p', 'trio', 'duckdb', 'cryptography', 'anyio'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    assert done.stderr.strip() == "[]"
