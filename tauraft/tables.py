@@ -317,6 +317,8 @@ class FrozenView:
     @staticmethod
     def _next_keys(table: Table[Any, Any], kept: dict[Any, Any], last: Any, count: int) -> list[Any]:
         """The next keys of the union of what is there now and what was there then."""
+        if last is None:
+            return []  # the key of a table of one row; for irange it would mean "from the start"
         if last is ABSENT:
             now = table.rows.irange()
         else:
