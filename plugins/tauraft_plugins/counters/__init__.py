@@ -1,0 +1,9 @@
+"""Counters, and blocks of ids."""
+
+from tauraft.fsm import FSM
+from tauraft.hookspecs import hookimpl
+
+
+@hookimpl
+def tauraft_fsms() -> list[type[FSM]]:
+    return []

@@ -1,0 +1,9 @@
+"""Who leads, by name, with a fencing token."""
+
+from tauraft.fsm import FSM
+from tauraft.hookspecs import hookimpl
+
+
+@hookimpl
+def tauraft_fsms() -> list[type[FSM]]:
+    return []

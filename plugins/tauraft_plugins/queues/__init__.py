@@ -1,0 +1,9 @@
+"""Queues whose items are claimed under a token."""
+
+from tauraft.fsm import FSM
+from tauraft.hookspecs import hookimpl
+
+
+@hookimpl
+def tauraft_fsms() -> list[type[FSM]]:
+    return []

@@ -1,0 +1,9 @@
+"""Token buckets in cluster time."""
+
+from tauraft.fsm import FSM
+from tauraft.hookspecs import hookimpl
+
+
+@hookimpl
+def tauraft_fsms() -> list[type[FSM]]:
+    return []
