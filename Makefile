@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test verify lint fix bench coverage-table lock
+.PHONY: help setup demo test verify lint fix bench coverage-table guards lock
 
 help:
 	@echo "make demo             three nodes on this machine, their leader killed, and a verdict"
@@ -17,6 +17,7 @@ help:
 	@echo "make fix              format, repair what ruff can repair, renew the generated twins"
 	@echo "make bench            speed beside the raw limits of this machine; writes JSON"
 	@echo "make coverage-table   which test shows which line of what must be shown"
+	@echo "make guards           take out what keeps each promise: its tests must fail (ARGS: rooms or ids)"
 	@echo "make lock             renew the locked development environment"
 
 setup: $(READY)
@@ -54,7 +55,10 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.run
 
 coverage-table: $(READY)
-	$(BIN)/python -m tools.coverage_table
+	$(BIN)/python -m tools.promises table
+
+guards: $(READY)
+	$(BIN)/python -m tools.promises guards -j 2 $(ARGS)
 
 # No index and no path in it: it holds on any machine, for every Python we support.
 lock: $(READY)
