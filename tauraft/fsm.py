@@ -139,6 +139,10 @@ class Context(Protocol):
     def revision(self) -> int:
         """+1 per executed command, for ever: tokens, revisions and order come from it."""
 
+    def new_revision(self) -> int:
+        """Another one, greater than all before it. For handlers that hand out tokens: one command may grant several
+        things, and all that a session held goes to others in *one* revision, but no two grants may share a token."""
+
     @property
     def index(self) -> int:
         """Of the log entry. Several commands share it."""

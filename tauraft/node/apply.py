@@ -100,6 +100,10 @@ class _Context:
             self._random = Random(self.revision)
         return self._random
 
+    def new_revision(self) -> int:
+        self._machine.revision += 1
+        return self._machine.revision
+
     def wait(self, kind: type[Command[R]]) -> Ticket[R]:
         if self.message is None or type(self.message) is not kind:
             raise TypeError(f"context.wait({kind.__name__}) while another command is handled")
@@ -272,7 +276,8 @@ class Machine:
             message = self.registry.decode(payload)
         kind, data, undo = self._execute(message, session_id, sequence)
         if kind is None:
-            session.tickets[sequence] = OpenTicket(payload, hash_, self.revision)
+            # The revision that its Ticket has; the handler may have asked for more of them since.
+            session.tickets[sequence] = OpenTicket(payload, hash_, self._context.revision)
             if wait_ns:
                 withdraw = Withdraw(session_id, sequence, 0, True)
                 self._in_own_scope(
