@@ -341,6 +341,9 @@ class Formation:
             case messages.JoinRequest():
                 if message.peer_id != sender:
                     return messages.JoinRefused("wrong-sender", "the request names another peer than its sender")
+                if self._genesis is not None and Voter(message.peer_id, message.incarnation) in self._genesis.voters:
+                    # A founder that has not heard so. No leader is asked: there may be none before it starts.
+                    return messages.JoinAccepted(self._genesis, self._founders(self._genesis))
                 if self._membership is None:
                     return messages.NotLeader(None)
                 return await self._membership.join(message)
@@ -349,6 +352,14 @@ class Formation:
                     return messages.BallotRefused(message.ballot, None)
                 return self._vote(message)
         return None
+
+    def _founders(self, genesis: Genesis) -> tuple[messages.MemberAddresses, ...]:
+        addresses = {peer_id: peer.addresses for peer_id, peer in self._peers.items()}
+        addresses[self._transport.peer_id] = tuple(self._transport.addresses)
+        return tuple(
+            messages.MemberAddresses(one.peer_id, one.incarnation, addresses.get(one.peer_id, ()), True)
+            for one in genesis.voters
+        )
 
     def _heard_from(self, sender: str, report: PeerReport) -> None:
         if report.peer_id != sender or sender == self._transport.peer_id:

@@ -51,8 +51,16 @@ class Replica:
         return messages.JoinAccepted(self.genesis, ())
 
 
+class Leaderless(Replica):
+    """Has no leader yet, so it can let nobody in."""
+
+    async def join(self, request: messages.JoinRequest) -> messages.NotLeader:  # type: ignore[override]
+        return messages.NotLeader(None)
+
+
 class World:
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, replica: type[Replica] = Replica) -> None:
+        self.replica = replica
         self.random = Random(seed)
         self.network = MemoryNetwork(Random(seed), delay_s=(0.001, 0.02))
         self.stores: dict[str, Store] = {}
@@ -75,7 +83,7 @@ class World:
             )
             formed = await formation.form()
             self.formed[name] = formed
-            formation.became_member(Replica(formed.genesis))
+            formation.became_member(self.replica(formed.genesis))
             await anyio.sleep_forever()
 
 
@@ -124,5 +132,24 @@ def test_expect_3_waits_for_two_forms_of_three_and_refuses_four(started: int) ->
         assert len(ids) == (1 if started == 3 else 0)
         assert bool(refused) == (started == 4)
         assert started != 3 or len(world.formed) == 3
+
+    run(story)
+
+
+def test_a_founder_takes_the_genesis_from_another_though_nobody_leads_yet() -> None:
+    """Three voters were chosen and one has started: two are needed before anybody can lead and let others join."""
+
+    async def story() -> None:
+        world = World(3, replica=Leaderless)
+        names = ["a", "b", "c"]
+        with anyio.move_on_after(60):
+            async with anyio.create_task_group() as tasks:
+                for name in names:
+                    tasks.start_soon(partial(world.node, name, names, options=Options(expect=3)))
+                while len(world.formed) < 3:
+                    await anyio.sleep(0.1)
+                tasks.cancel_scope.cancel()
+        assert set(world.formed) == set(names)
+        assert all(formed.is_founder for formed in world.formed.values())
 
     run(story)
