@@ -356,7 +356,9 @@ class Session:
         deadlines = self._deadlines
         while deadlines and deadlines[0][2].step is Step.DONE:
             heapq.heappop(deadlines)
-        self._armed_ns = min(deadlines[0][0] if deadlines else NEVER, self.deadline_ns, self._renew_at_ns)
+        # A session that has ended keeps its deadline for its holders to compare, and nothing happens at it any more.
+        own = NEVER if self.state in (State.LOST, State.CLOSED) else min(self.deadline_ns, self._renew_at_ns)
+        self._armed_ns = min(deadlines[0][0] if deadlines else NEVER, own)
         return self._armed_ns
 
     def on_time(self) -> None:
