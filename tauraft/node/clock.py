@@ -104,6 +104,28 @@ class ClusterClock:
         self._greatest_wall = max(self._greatest_wall, wall)
         return self._greatest_now, self._greatest_wall
 
+    def until_now_ns(self, deadline_ns: int) -> int | None:
+        """How long on the local clock until `now` reaches ``deadline_ns``; None: not before a quorum answers a round.
+
+        `now` may stand still or have to catch up with itself: waiting ``deadline_ns`` minus the stamp would spin.
+        """
+        if deadline_ns <= self._greatest_now:
+            return 0
+        elapsed = self._clock.monotonic_ns() - self._anchor_monotonic
+        needed = deadline_ns - self._anchor_now
+        return None if needed > self._election_timeout_ns else max(0, needed - elapsed)
+
+    def until_wall_ns(self, deadline_ns: int) -> int | None:
+        """The same of `wall`: None while the voters' median holds it back."""
+        if deadline_ns <= self._greatest_wall:
+            return 0
+        if self._wall_median is not None:
+            if deadline_ns > self._wall_median + WALL_BOUND_NS:
+                return None
+            if deadline_ns <= self._wall_median - WALL_BOUND_NS:
+                return 0
+        return max(0, deadline_ns - self._clock.wall_ns())
+
     @property
     def greatest_now_ns(self) -> int:
         return self._greatest_now

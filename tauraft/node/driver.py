@@ -143,6 +143,9 @@ class Driver:
         self._when_applied: list[tuple[int, int, Callable[[], object]]] = []
         self._order = 0
         self._rounds = HeartbeatRounds()
+        # A timer is due, and what fires it is under way or may not be proposed now: the turn after the next commit or
+        # tick sees to it, and waking for it before would spin.
+        self._timers_wait = False
         self.on_applied: Callable[[int, Sequence[Outcome], Sequence[SessionEvent]], object] = _ignore
         self.on_role_change: Callable[[RoleChange], object] = _ignore
         self.on_membership: Callable[[Membership], object] = _ignore
@@ -316,15 +319,13 @@ class Driver:
     def _seconds_to_next_deadline(self) -> float:
         now = self._clock.monotonic_ns()
         deadline = self._next_tick_ns
-        if self.is_leader:
-            timer = self.machine.next_deadline_ns()
-            if timer is not None:
-                cluster_now, _ = self._cluster_clock.stamp()
-                deadline = min(deadline, now + max(0, timer - cluster_now))
-            wall_timer = self.machine.next_wall_deadline_ns()
-            if wall_timer is not None:
-                _, wall = self._cluster_clock.stamp()
-                deadline = min(deadline, now + max(0, wall_timer - wall))
+        if self.is_leader and not self._timers_wait:
+            timer, wall_timer = self.machine.next_deadline_ns(), self.machine.next_wall_deadline_ns()
+            delays = (
+                None if timer is None else self._cluster_clock.until_now_ns(timer),
+                None if wall_timer is None else self._cluster_clock.until_wall_ns(wall_timer),
+            )
+            deadline = min([deadline, *(now + delay for delay in delays if delay is not None)])
         # Rounded up to a microsecond: waking a hair early would spin.
         return math.ceil((deadline - now) / 1_000) / 1e6
 
@@ -335,6 +336,7 @@ class Driver:
             if len(self._queue):
                 self._forward_leftovers()
             return
+        self._timers_wait = False
         while True:
             now_ns, wall_ns = self._cluster_clock.stamp()
             must_tick = self.machine.has_due(now_ns, wall_ns)
@@ -344,6 +346,7 @@ class Driver:
             elif not self.machine.has_backlog(now_ns, wall_ns):
                 items = self._queue.take()
             if not items and not (must_tick and self._tick_is_wanted(now_ns)):
+                self._timers_wait = must_tick
                 return
             data = encode_batch(now_ns, wall_ns, self.me.peer_id, items)
             try:
@@ -352,9 +355,11 @@ class Driver:
                 # Transferring, or the log is full of uncommitted bytes: they wait.
                 for item in reversed(items):
                     self._queue.add_first(item)
+                self._timers_wait = must_tick
                 return
             self._decoded[index] = (term, [item.message for item in items])
             if not items:
+                self._timers_wait = True
                 return
 
     def _tick_is_wanted(self, now_ns: int) -> bool:

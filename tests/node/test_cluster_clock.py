@@ -105,3 +105,46 @@ def test_wall_is_clamped_to_the_voters_median() -> None:
 
 def test_the_median_of_an_even_number_is_the_cautious_one() -> None:
     assert median([4, 1, 3, 2]) == 2
+
+
+def test_a_leader_knows_how_long_it_takes_until_now_reaches_a_deadline() -> None:
+    clock = HandClock()
+    cluster_clock = leading(clock)
+    clock.advance(0.25)
+    assert cluster_clock.until_now_ns(SECOND_NS // 2) == SECOND_NS // 4
+    cluster_clock.stamp()
+    assert cluster_clock.until_now_ns(SECOND_NS // 4) == 0
+
+
+def test_a_deadline_that_now_cannot_reach_without_a_quorum_is_not_waited_for() -> None:
+    """Its distance from a clock that stands still never shrinks: the leader woke every microsecond."""
+    clock = HandClock()
+    cluster_clock = leading(clock)
+    clock.advance(3_600)
+    deadline = cluster_clock.stamp()[0] + 1
+    assert cluster_clock.until_now_ns(deadline) is None
+    cluster_clock.confirmed([3_600 * SECOND_NS] * 2, [clock.wall] * 2)
+    assert cluster_clock.until_now_ns(deadline) == 1
+
+
+def test_now_that_ran_ahead_of_the_voters_is_waited_for_until_they_have_caught_up() -> None:
+    clock = HandClock()
+    cluster_clock = leading(clock)
+    clock.advance(0.5)
+    ahead, _ = cluster_clock.stamp()
+    cluster_clock.confirmed([SECOND_NS // 4] * 2, [clock.wall] * 2)
+    allowed = SECOND_NS // 4 * 101 // 100
+    assert cluster_clock.until_now_ns(ahead + 1) == ahead + 1 - allowed
+    clock.monotonic += ahead + 1 - allowed
+    assert cluster_clock.stamp()[0] == ahead + 1
+
+
+def test_a_wall_deadline_beyond_what_the_voters_allow_is_not_waited_for() -> None:
+    clock = HandClock()
+    cluster_clock = leading(clock)
+    start = clock.wall
+    cluster_clock.confirmed([0, 0], [start] * 2)
+    assert cluster_clock.until_wall_ns(start + SECOND_NS) == SECOND_NS
+    clock.wall += 3_600 * SECOND_NS
+    assert cluster_clock.until_wall_ns(start + WALL_BOUND_NS + 1) is None
+    assert cluster_clock.until_wall_ns(start + WALL_BOUND_NS) == 0
