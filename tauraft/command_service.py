@@ -131,7 +131,7 @@ class CommandService:
         self._clock = clock
         self._max_pending = max_pending
         self._incoming: deque[tuple[_ClientEnd, ToReplica]] = deque()
-        self._ends: set[_ClientEnd] = set()
+        self._ends: dict[_ClientEnd, None] = {}  # in the order they came: runs of one seed are alike
         self._by_session: dict[int, _ClientEnd] = {}
         self._pending: dict[Key, _Pending] = {}
         self._tickets: dict[Key, _Pending] = {}
@@ -163,7 +163,7 @@ class CommandService:
     def connect_local(self, user: LinkUser, peer_id: str = "") -> Link:
         """A link within this process: objects, no bytes. ``user`` hears from the engine's loop only."""
         end = _LocalEnd(self, user, peer_id or self._replica.peer_id)
-        self._ends.add(end)
+        self._ends[end] = None
         return end.link
 
     async def serve_stream(self, stream: MessageStream, *, pid: int | None = None) -> None:
@@ -173,7 +173,7 @@ class CommandService:
         """
         end = _StreamEnd(stream, stream.peer_id)
         watch = _pidfd(pid) if stream.is_local else None
-        self._ends.add(end)
+        self._ends[end] = None
         try:
             with end.scope:
                 while True:
@@ -198,7 +198,7 @@ class CommandService:
     def _forget(self, end: _ClientEnd) -> list[int]:
         """Drop what this link waited for; its client asks again on another."""
         end.is_closed = True
-        self._ends.discard(end)
+        self._ends.pop(end, None)
         alone = [session for session in end.sessions if self._by_session.get(session) is end]
         for session in alone:
             del self._by_session[session]
@@ -289,7 +289,7 @@ class CommandService:
                 self._send_keepalives()
             if now >= self._renew_at:
                 self._renew_at = now + self._shortest_ttl_ns // 3 if self._by_session else NEVER
-                for end in set(self._by_session.values()):
+                for end in dict.fromkeys(self._by_session.values()):
                     end.deliver(RenewNow())
             if now >= self._sweep_at:
                 self._sweep(now)

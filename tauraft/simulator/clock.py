@@ -10,7 +10,7 @@ EPOCH_NS = 1_700_000_000 * SECOND_NS
 
 
 class SimulatedClock:
-    """Reads trio's clock, which the world advances. ``rate`` 1.01: one per cent fast."""
+    """Reads trio's clock, which the world advances. ``rate`` 1.01: one per cent fast, from the beginning of the world on."""
 
     def __init__(self, rate: float = 1.0, wall_offset_s: float = 0.0) -> None:
         self.rate = rate

@@ -13,6 +13,7 @@ A node that stops by itself (a plugin that cannot go on, a failed disk) is a fai
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import Any
@@ -43,6 +44,7 @@ from tauraft.transport.transport import MessageStream, PeerUnreachable
 
 NAMESPACE = "/raft/simulated"
 TIMING = Timing(heartbeat_s=0.1, election_s=1.0)
+CLOCK_RATES = (0.99, 1.01)  # the drift that SAFETY 17 allows
 
 
 class SeedFailed(AssertionError):
@@ -57,7 +59,7 @@ class SimulatedNode:
         self.number = number
         self.peer_id = f"node-{number}"
         self.disk = MemoryFileSystem()
-        self.clock = SimulatedClock()
+        self.clock = SimulatedClock(rate=world.random.uniform(*CLOCK_RATES))
         self.replica: LocalReplica | None = None
         self.stopped_by: BaseException | None = None
         self.lives = 0
@@ -65,6 +67,11 @@ class SimulatedNode:
         self._scope: trio.CancelScope | None = None
         self._ended = trio.Event()
         self._ended.set()
+
+    @property
+    def is_running(self) -> bool:
+        """Started and not ended, though perhaps not serving yet."""
+        return not self._ended.is_set()
 
     @property
     def is_up(self) -> bool:
@@ -91,9 +98,9 @@ class SimulatedNode:
         try:
             with scope:
                 async with world.network.transport(self.peer_id) as transport:
-                    for name in ("", "/log", "/snapshots"):
-                        if not self.disk.exists(f"/node{name}"):
-                            self.disk.make_directory(f"/node{name}")
+                    for parent, name in (("/", "node"), ("/node", "log"), ("/node", "snapshots")):
+                        self.disk.make_directory(f"{parent}/{name}")
+                        self.disk.sync_directory(parent)
                     record = load_member(self.disk, "/node")
                     if record is None:
                         record = world.founding_record(self.peer_id)
@@ -191,7 +198,10 @@ class World:
             if replica is None:
                 continue
             machine = replica.machine
-            self.agreement.report(node.peer_id, machine.applied_index, machine.revision, machine.tables.digest())
+            # The digest is of the rows; the sessions' books must be equal as well.
+            books = hashlib.sha256(b"".join(session.encode() for session in machine.sessions)).digest()[:16]
+            state = machine.tables.digest() ^ int.from_bytes(books, "big")
+            self.agreement.report(node.peer_id, machine.applied_index, machine.revision, state)
             if replica.is_leader:
                 self.election_safety.leads(node.peer_id, replica.driver.raft.term)
 
@@ -205,12 +215,14 @@ class SimulatedClient:
 
     def __init__(self, world: World, name: str, ttl_s: float) -> None:
         self.name = name
-        self.clock = SimulatedClock()
+        self.clock = SimulatedClock(rate=world.random.uniform(*CLOCK_RATES))
         self._world = world
         self._ttl_s = ttl_s
         self._random = Random(world.random.getrandbits(64))
         self._scope = trio.CancelScope()
         self._opened = trio.Event()
+        self.is_lost = False
+        self.on_lost: Callable[[], object] = lambda: None
         self.connector: Connector
         self.transport: Any = None
 
@@ -242,6 +254,7 @@ class SimulatedClient:
             clock=self.clock.boottime_ns,
             random_bytes=self._random.randbytes,
             on_open=self._opened.set,
+            on_lost=self._lose,
             earlier=earlier,
         )
 
@@ -262,13 +275,23 @@ class SimulatedClient:
                 return stream
         raise failure
 
+    def _lose(self) -> None:
+        self.is_lost = True
+        self.on_lost()
+
+    @property
+    def is_past_deadline(self) -> bool:
+        """It must count itself out of whatever it holds."""
+        return self.is_lost or self.clock.boottime_ns() >= self.connector.session.deadline_ns
+
     async def opened(self) -> None:
         await self._opened.wait()
 
     async def submit(self, command: Command[Any], timeout_s: float = 10.0, waits: bool = False) -> Any:
         """Raises ``TauraftError``; its ``outcome`` says whether it may have taken effect."""
         reply = _Reply()
-        self.connector.session.submit(
+        session = self.connector.session
+        submission = session.submit(
             encode_message(command),
             None,
             waits=waits,
@@ -276,7 +299,13 @@ class SimulatedClient:
             plain_timeout_ns=int(timeout_s * 1e9),
             done=reply.finish,
         )
-        return await reply.value(command)
+        try:
+            value = await reply.value(command)
+        except trio.Cancelled:
+            session.abandon(submission)
+            raise
+        session.taken(submission)
+        return value
 
     async def query(self, query: Query[Any], timeout_s: float = 10.0) -> Any:
         reply = _Reply()
@@ -314,6 +343,45 @@ async def run_inline(work: Callable[[], Any]) -> Any:
     return work()
 
 
+class Livelock(AssertionError):
+    """Tasks ran on and on while time stood still: a deadline that never gets nearer, or a wait that never waits."""
+
+
+class _LivelockWatch(trio.abc.Instrument):
+    """Counts the scheduler's passes; cancels the run when too many fall into one millisecond."""
+
+    LIMIT = 20_000
+
+    def __init__(self, scope: trio.CancelScope) -> None:
+        self._scope = scope
+        self._since_s = -1.0
+        self._passes = 0
+        self._steps: Counter[str] = Counter()
+
+    def before_io_wait(self, timeout: float) -> None:
+        now = trio.current_time()
+        if now - self._since_s > 0.001:
+            self._since_s, self._passes = now, 0
+            return
+        self._passes += 1
+        if self._passes == self.LIMIT - 100:
+            trio.lowlevel.add_instrument(_StepCounter(self._steps))
+        elif self._passes == self.LIMIT:
+            self._scope.cancel()
+
+    def check(self) -> None:
+        if self._passes >= self.LIMIT:
+            raise Livelock(f"time stands still at {self._since_s:.3f} s while these run: {self._steps.most_common(3)}")
+
+
+class _StepCounter(trio.abc.Instrument):
+    def __init__(self, steps: Counter[str]) -> None:
+        self._steps = steps
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._steps[task.name] += 1
+
+
 Story = Callable[[World], Awaitable[None]]
 
 
@@ -326,8 +394,11 @@ def run_world(seed: int, story: Story, *, replicas: int = 3, time_limit_s: float
     async def main() -> None:
         with trio.fail_after(time_limit_s):
             async with trio.open_nursery() as nursery:
+                watch = _LivelockWatch(nursery.cancel_scope)
+                trio.lowlevel.add_instrument(watch)
                 await story(World(seed, replicas, nursery))
                 nursery.cancel_scope.cancel()
+            watch.check()
 
     # trio offers this to its own tests only; without it two runs of one seed differ.
     before = scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r
