@@ -253,6 +253,8 @@ def _union(hint: Any, arguments: tuple[Any, ...]) -> ValueCodec:
                 raise TypeError(f"{hint}: two of its types look alike once stored; use a dataclass with one field each")
             by_shape[shape] = codec.unpack
     packers: list[tuple[Any, Function]] = [(_python_type(argument), codec.pack) for argument, codec in members]
+    if float in arguments and int not in arguments:
+        packers.append((int, compile_codec(float).pack))  # an int is a float when packing, here as elsewhere
 
     def pack(value: Any) -> Any:
         for kind, packer in packers:
