@@ -105,7 +105,8 @@ class withdraws(Generic[C]):
     """Marks what undoes a wait: ``(self, command, ticket, context) -> None``.
 
     Called when the caller timed out, was cancelled or lost its session; also when it had been answered but never
-    learned it: then give back what the answer granted.
+    learned it: then give back what the answer granted.  ``context.session`` is None when the session is lost: then nobody
+    knows whether the caller had learned it, and used it.
     """
 
     def __init__(self, kind: type[C]) -> None:

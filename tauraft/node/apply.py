@@ -501,7 +501,7 @@ class Machine:
         self.sessions.remove(session_id)
         self._in_own_scope(lambda: [self.timers.cancel(SYSTEM, key) for key in [f"session/{session_id}", *patience]])
         for sequence, payload, revision in pending:
-            self._undo_grant(session_id, sequence, payload, revision)
+            self._undo_grant(session_id, sequence, payload, revision, has_ended=True)
         for name in list(self.system.manifest):
             fsm = self._fsms[name]
             for handler in fsm.session_ended_handlers():
@@ -536,14 +536,17 @@ class Machine:
         hash_ = ticket.hash if ticket is not None else stored.hash if stored is not None else b""
         self._store(session, sequence, AnswerKind.WITHDRAWN, b"", hash_, None)
 
-    def _undo_grant(self, session_id: int, sequence: int, payload: bytes | None, revision: int) -> None:
+    def _undo_grant(
+        self, session_id: int, sequence: int, payload: bytes | None, revision: int, *, has_ended: bool = False
+    ) -> None:
         assert payload is not None
         message = self.registry.decode(payload)
         handler = self._withdraw_handler(message)
         if handler is not None:
             ticket: Ticket[Any] = Ticket(session_id, sequence, revision)
             fsm = self._fsms[message.fsm]
-            self._guarded(message.fsm, session_id, sequence, lambda: handler(fsm, message, ticket, self._context))
+            caller = None if has_ended else session_id
+            self._guarded(message.fsm, caller, sequence, lambda: handler(fsm, message, ticket, self._context))
 
     def _guarded(self, fsm: str, session: int | None, sequence: int, run: Callable[[], object]) -> None:
         """A plugin's reaction to what cannot be refused: a bug in it is undone and leaves the cluster going."""

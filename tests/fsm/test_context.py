@@ -1,4 +1,4 @@
-"""Revisions: one a command, and more for a command that hands out several tokens. Covers: SAFETY 1."""
+"""What a handler is told by its context: revisions, one a command and more for several tokens, and who withdrew. Covers: SAFETY 1."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class MintAndWait(Command[int], fsm="tests.mint"):
 
 class Minting(FSM, name="tests.mint"):
     waiting: Table[int, Ticket[int]]
+    withdrawn_by: Table[int, int | None]  # sequence -> context.session
 
     @applies(Mint)
     def mint(self, command: Mint, context: Context) -> tuple[int, ...]:
@@ -37,6 +38,7 @@ class Minting(FSM, name="tests.mint"):
     @withdraws(MintAndWait)
     def withdraw(self, command: MintAndWait, ticket: Ticket[int], context: Context) -> None:
         del self.waiting[ticket.revision]
+        self.withdrawn_by[ticket.sequence] = context.session
 
 
 def test_new_revisions_are_greater_than_all_before_and_smaller_than_all_after() -> None:
@@ -55,3 +57,12 @@ def test_a_wait_is_withdrawn_with_the_revision_of_its_ticket() -> None:
     alice.withdraw(reply)
     assert reply.is_withdrawn
     assert len(replica.fsm(Minting).waiting) == 0
+
+
+def test_a_withdrawal_tells_a_lost_session_from_a_caller_that_gave_up() -> None:
+    replica = Harness(Minting)
+    alice = replica.open()
+    alice.withdraw(alice.run(MintAndWait()))
+    alice.run(MintAndWait())
+    alice.end()
+    assert dict(replica.fsm(Minting).withdrawn_by) == {1: alice.id, 2: None}
