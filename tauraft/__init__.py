@@ -65,20 +65,27 @@ _ROOMS: Final = {
     "tauraft.types": (
         "Bytes",
         "Consistency",
+        "Enqueued",
         "Entry",
+        "Item",
         "LockInfo",
         "Member",
         "Owner",
         "Page",
         "PutResult",
+        "QueueStats",
         "Revision",
         "Rows",
         "Status",
     ),
+    "tauraft_primitives.counters._blocking": ("Counter", "Ids"),
+    "tauraft_primitives.counters.handle": ("AsyncCounter", "AsyncIds"),
     "tauraft_primitives.kv._blocking": ("KV",),
     "tauraft_primitives.kv.handle": ("AsyncKV", "Batch"),
     "tauraft_primitives.locks._blocking": ("Hold", "Lock"),
     "tauraft_primitives.locks.handle": ("AsyncHold", "AsyncLock"),
+    "tauraft_primitives.queues._blocking": ("Claim", "Queue"),
+    "tauraft_primitives.queues.handle": ("AsyncClaim", "AsyncClaiming", "AsyncQueue"),
 }
 _ROOM_OF: Final = MappingProxyType({name: room for room, names in _ROOMS.items() for name in names})
 
@@ -161,17 +168,28 @@ if TYPE_CHECKING:
     from tauraft.types import (
         Bytes as Bytes,
         Consistency as Consistency,
+        Enqueued as Enqueued,
         Entry as Entry,
+        Item as Item,
         LockInfo as LockInfo,
         Member as Member,
         Owner as Owner,
         Page as Page,
         PutResult as PutResult,
+        QueueStats as QueueStats,
         Revision as Revision,
         Rows as Rows,
         Status as Status,
     )
+    from tauraft_primitives.counters._blocking import Counter as Counter, Ids as Ids
+    from tauraft_primitives.counters.handle import AsyncCounter as AsyncCounter, AsyncIds as AsyncIds
     from tauraft_primitives.kv._blocking import KV as KV
     from tauraft_primitives.kv.handle import AsyncKV as AsyncKV, Batch as Batch
     from tauraft_primitives.locks._blocking import Hold as Hold, Lock as Lock
     from tauraft_primitives.locks.handle import AsyncHold as AsyncHold, AsyncLock as AsyncLock
+    from tauraft_primitives.queues._blocking import Claim as Claim, Queue as Queue
+    from tauraft_primitives.queues.handle import (
+        AsyncClaim as AsyncClaim,
+        AsyncClaiming as AsyncClaiming,
+        AsyncQueue as AsyncQueue,
+    )

@@ -86,11 +86,21 @@ class EngineTenure:
     def is_lost(self) -> bool:
         return self.state.is_set or (not self._has_ended and boottime_ns() >= self.deadline_ns)
 
+    def restart(self, *, ttl: float, started: float) -> None:
+        assert self._ttl_ns is not None
+        self._ttl_ns = int(ttl * 1e9)
+        if not self.is_lost:
+            self._deadline_ns = int(started * 1e9) + self._ttl_ns - margin_ns(self._ttl_ns)
+        self._stir()
+
     def end(self) -> None:
         self._has_ended = True
         self._caller.session_lost.remove_hook(self._session_hook)
         if self._ttl_ns is not None:
-            self._caller.engine.post(lambda _: self._stirred.set() if self._stirred is not None else None, None)
+            self._stir()
+
+    def _stir(self) -> None:
+        self._caller.engine.post(lambda _: self._stirred.set() if self._stirred is not None else None, None)
 
     def _lose(self) -> None:
         if not self._has_ended:

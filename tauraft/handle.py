@@ -14,8 +14,8 @@ Not here: how things reach the engine (``bridge``, ``caller``), and the handles 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar, overload
+from collections.abc import Callable, Coroutine, Generator
+from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, Protocol, Self, TypeAlias, TypeVar, overload
 
 from tauraft import errors
 from tauraft.fsm import Command, Query
@@ -30,6 +30,7 @@ R = TypeVar("R")
 A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
+T = TypeVar("T")
 
 MAX_NAME_BYTES: Final = 512
 MAX_TIMEOUT_S: Final = 60.0
@@ -97,6 +98,9 @@ class Tenure(Protocol):
     def state(self) -> SignalState:
         """Set when it is lost, not when it has ended."""
 
+    def restart(self, *, ttl: float, started: float) -> None:
+        """The cluster has granted ``ttl`` from ``started`` in place of what it had. One that is lost stays lost."""
+
     def end(self) -> None:
         """It was given back: it is renewed no more and can no longer be lost."""
 
@@ -150,6 +154,55 @@ class Signal(_Signal):
 
     def wait(self, timeout: float | None = None) -> bool:
         return self._state.wait_blocking(check_patience(timeout))
+
+
+class _AsyncContext(Protocol):
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None: ...
+
+
+E = TypeVar("E", bound=_AsyncContext)
+
+
+class AsyncOpening(Generic[E]):
+    """What a method returns that is both awaited and entered: ``await queue.claim()``, ``async with queue.claim() as job``."""
+
+    def __init__(self, opening: Coroutine[Any, Any, E]) -> None:
+        self._opening = opening
+        self._entered: E | None = None
+
+    def __await__(self) -> Generator[Any, None, E]:
+        return self._opening.__await__()
+
+    async def __aenter__(self) -> E:
+        self._entered = await self._opening
+        return await self._entered.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        assert self._entered is not None
+        return await self._entered.__aexit__(kind, error, trace)
+
+
+# The blocking twin is the thing itself: it is open when the call returns.
+Opening: TypeAlias = Annotated[T, "opened"]
+
+
+class AsyncOpen:
+    """Makes an ``AsyncOpening`` where the twin has nothing to make."""
+
+    @staticmethod
+    def of(opening: Coroutine[Any, Any, E]) -> AsyncOpening[E]:
+        return AsyncOpening(opening)
+
+
+class Open:
+    @staticmethod
+    def of(opened: T) -> T:
+        return opened
 
 
 class AsyncLossGuard:

@@ -20,8 +20,10 @@ from tauraft.fsm import Command, Query
 from tauraft.handle import AsyncSignal, check_patience, check_timeout
 from tauraft.system.messages import Barrier
 from tauraft.types import Consistency, Member, Rows, Status
+from tauraft_primitives.counters.handle import AsyncCounter, AsyncIds
 from tauraft_primitives.kv.handle import AsyncKV
 from tauraft_primitives.locks.handle import AsyncLock
+from tauraft_primitives.queues.handle import AsyncQueue
 
 R = TypeVar("R")
 A = TypeVar("A")
@@ -157,6 +159,18 @@ class AsyncPrimitives:
             reason=reason,
             on_loss=on_loss,
         )
+
+    def queue(self, name: str, *, max_attempts: int | None = None) -> AsyncQueue:
+        """A queue by name. ``max_attempts``: how often an item may be claimed before it is dead."""
+        return AsyncQueue(self, name, max_attempts=max_attempts)
+
+    def counter(self, name: str) -> AsyncCounter:
+        """A counter by name."""
+        return AsyncCounter(self, name)
+
+    def ids(self, name: str, *, block: int = 100) -> AsyncIds:
+        """Unique ids by name. ``block``: how many are reserved at a time for ``next``."""
+        return AsyncIds(self, name, block=block)
 
     # ---- the cluster ----
 

@@ -36,6 +36,8 @@ TWINS: Final = (
     ("tauraft.cluster", "tauraft._blocking.cluster"),
     ("tauraft_primitives.kv.handle", "tauraft_primitives.kv._blocking"),
     ("tauraft_primitives.locks.handle", "tauraft_primitives.locks._blocking"),
+    ("tauraft_primitives.queues.handle", "tauraft_primitives.queues._blocking"),
+    ("tauraft_primitives.counters.handle", "tauraft_primitives.counters._blocking"),
 )
 _ASYNC_NAME: Final = re.compile(r"\bAsync(?=[A-Z])")
 _WORDS: Final = re.compile(r"\b(async|await) +(?=\S)")

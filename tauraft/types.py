@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, overload
 
@@ -125,3 +125,37 @@ class LockInfo:
     reason: str | None
     since: datetime | None
     waiters: tuple[Owner, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueued:
+    """What became of a put. ``duplicate``: an item of that id is in the queue already, put at ``revision``."""
+
+    id: str
+    duplicate: bool
+    revision: Revision
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An item of a queue. ``reason``: why it is dead; ``history``: how its last attempts ended, oldest first."""
+
+    id: str
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+    group: str | None = None
+    attempts: int = 0
+    reason: str | None = None
+    history: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStats:
+    """``ready`` counts also what waits behind an earlier item of its group. ``oldest_age``: seconds since the oldest item
+    that is ready, delayed or claimed was put; None when there is none."""
+
+    ready: int
+    delayed: int
+    claimed: int
+    dead: int
+    oldest_age: float | None

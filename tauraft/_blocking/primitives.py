@@ -21,8 +21,10 @@ from tauraft.fsm import Command, Query
 from tauraft.handle import Signal, check_patience, check_timeout
 from tauraft.system.messages import Barrier
 from tauraft.types import Consistency, Member, Rows, Status
+from tauraft_primitives.counters._blocking import Counter, Ids
 from tauraft_primitives.kv._blocking import KV
 from tauraft_primitives.locks._blocking import Lock
+from tauraft_primitives.queues._blocking import Queue
 
 R = TypeVar("R")
 A = TypeVar("A")
@@ -158,6 +160,18 @@ class Primitives:
             reason=reason,
             on_loss=on_loss,
         )
+
+    def queue(self, name: str, *, max_attempts: int | None = None) -> Queue:
+        """A queue by name. ``max_attempts``: how often an item may be claimed before it is dead."""
+        return Queue(self, name, max_attempts=max_attempts)
+
+    def counter(self, name: str) -> Counter:
+        """A counter by name."""
+        return Counter(self, name)
+
+    def ids(self, name: str, *, block: int = 100) -> Ids:
+        """Unique ids by name. ``block``: how many are reserved at a time for ``next``."""
+        return Ids(self, name, block=block)
 
     # ---- the cluster ----
 

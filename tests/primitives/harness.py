@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any, Generic, TypeVar
 
 from tauraft import errors
-from tauraft.core.messages import Entry, EntryKind
+from tauraft.core.messages import Entry, EntryKind, SnapshotMeta
 from tauraft.fsm import FSM, Command, Message, Query
 from tauraft.node.apply import Machine
 from tauraft.node.batch import encode_batch
@@ -109,6 +109,15 @@ class Harness:
     def fsm(self, kind: type[FSM]) -> Any:
         """The live state machine, to look at its tables."""
         return self.machine._fsms[kind.fsm_name]
+
+    def restore(self) -> None:
+        """Go on with a machine that was made from a snapshot of this one."""
+        view = self.machine.freeze()
+        rows = [row for rows in view.slices(100) for row in rows]
+        view.close()
+        fresh = Machine(self.registry)
+        fresh.load(SnapshotMeta(view.index, view.term, view.membership), view.extra, iter(rows))
+        self.machine = fresh
 
     def advance(self, seconds: float, *, wall_seconds: float | None = None) -> None:
         """Move both clocks; timers due on the way fire in order, as a leader's ticks would have them fire."""

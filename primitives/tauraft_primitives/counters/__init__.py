@@ -1,0 +1,1 @@
+"""Counters and blocks of ids: what is sent, and what a caller holds."""

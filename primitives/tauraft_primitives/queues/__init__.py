@@ -1,0 +1,1 @@
+"""Queues: what is sent, and what a caller holds."""
