@@ -35,7 +35,11 @@ class Mailbox(Protocol):
     """Where completions for one caller's loop are gathered."""
 
     is_dirty: bool
+    promised_to: object | None  # the engine that this loop is going to wake at the end of its turn
     waiters: deque[Waiter]
+
+    def soon(self, call: Callable[[], object]) -> None:
+        """Called in the loop: ``call`` when its turn is over."""
 
     def wake(self) -> None:
         """Called in the engine's thread, once a turn. Drops the waiters when their loop is gone."""
@@ -69,11 +73,12 @@ class Waiter:
 
 
 class AsyncioMailbox:
-    __slots__ = ("_is_called", "is_dirty", "loop", "waiters")
+    __slots__ = ("_is_called", "is_dirty", "loop", "promised_to", "waiters")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.is_dirty = False
+        self.promised_to: object | None = None
         self.waiters: deque[Waiter] = deque()
         self._is_called = False
 
@@ -121,11 +126,12 @@ class AsyncioMailbox:
 
 
 class TrioMailbox:
-    __slots__ = ("_is_called", "is_dirty", "token", "waiters")
+    __slots__ = ("_is_called", "is_dirty", "promised_to", "token", "waiters")
 
     def __init__(self, token: Any) -> None:
         self.token = token
         self.is_dirty = False
+        self.promised_to: object | None = None
         self.waiters: deque[Waiter] = deque()
         self._is_called = False
 

@@ -64,8 +64,8 @@ class EngineTenure:
         self._payload = b"" if renewal is None else encode_message(renewal)
         self._has_ended = False
         self._stirred: trio.Event | None = None
-        self._session_hook = self._lose
-        caller.session_lost.add_hook(self._session_hook)
+        self._end_hook = self._lose
+        caller.holds_ended.add_hook(self._end_hook)
         if ttl_ns is not None:
             caller.engine.post(lambda _: caller.engine.spawn(self._watch, lambda result, error: None), None)
 
@@ -78,13 +78,14 @@ class EngineTenure:
         return self.deadline_ns / 1e9
 
     def remaining(self) -> float:
-        if self.state.is_set:
-            return min(0.0, (self.deadline_ns - boottime_ns()) / 1e9)
-        return (self.deadline_ns - boottime_ns()) / 1e9
+        left = (self.deadline_ns - boottime_ns()) / 1e9
+        return min(0.0, left) if self.state.is_set or self._caller.is_forked else left
 
     @property
     def is_lost(self) -> bool:
-        return self.state.is_set or (not self._has_ended and boottime_ns() >= self.deadline_ns)
+        if self.state.is_set or self._caller.is_forked:
+            return True
+        return not self._has_ended and boottime_ns() >= self.deadline_ns
 
     def restart(self, *, ttl: float, started: float) -> None:
         assert self._ttl_ns is not None
@@ -95,7 +96,7 @@ class EngineTenure:
 
     def end(self) -> None:
         self._has_ended = True
-        self._caller.session_lost.remove_hook(self._session_hook)
+        self._caller.holds_ended.remove_hook(self._end_hook)
         if self._ttl_ns is not None:
             self._stir()
 
@@ -161,6 +162,7 @@ class _CallerCore:
         self._session: Session | None = None
         self.connector: Connector | None = None
         self.session_lost = SignalState(None)
+        self.holds_ended = SignalState(None)  # lost with the session, or given back by closing: nothing is held from here on
         self._closing: trio.Event | None = None
         self._opened: list[Reply] = []
         self._plain_ns = int(timeout * 1e9)
@@ -194,6 +196,11 @@ class _CallerCore:
     @property
     def has_ended(self) -> bool:
         return self.phase == _CLOSED
+
+    @property
+    def is_forked(self) -> bool:
+        """This is a child's copy: what the parent holds is the parent's."""
+        return self._engine is not None and self._engine.is_poisoned
 
     def _must_be_open(self) -> None:
         if self.phase == _CLOSED:
@@ -297,6 +304,8 @@ class _CallerCore:
             reply.complete(None, None)
             return
         self._opened.append(reply)
+        # Before the cluster hears of it: whoever still works under a hold must find it gone first.
+        self.holds_ended.set()
         self._closing.set()
 
     def _has_opened(self) -> None:
@@ -312,8 +321,14 @@ class _CallerCore:
         waiting, self._opened = self._opened, []
         for reply in waiting:
             reply.complete(None, error)
-        if self._session is not None:
+        # Nothing renews them any more, whatever the session's deadline says.
+        self.holds_ended.set()
+        if self._session is None:
+            return
+        if error is None:
             self._session.stop()
+        else:
+            self._session.stop(errors.Shutdown, f"this object stopped: {error}")
 
     async def _serve(self) -> None:
         assert self._engine is not None and self._closing is not None
@@ -335,10 +350,14 @@ class _CallerCore:
             clock=boottime_ns,
             random_bytes=os.urandom,
             on_open=self._has_opened,
-            on_lost=self.session_lost.set,
+            on_lost=self._session_was_lost,
             earlier=earlier,
         )
         return self._session
+
+    def _session_was_lost(self) -> None:
+        self.holds_ended.set()
+        self.session_lost.set()
 
     async def _end_session(self) -> None:
         assert self._session is not None
@@ -404,6 +423,7 @@ class _CallerCore:
         self.phase = _STARTING
         self._engine = engine.acquire(self)
         self.session_lost = SignalState(self._engine.completions)
+        self.holds_ended = SignalState(self._engine.completions)
 
     def _release(self) -> None:
         self.phase = _CLOSED
@@ -495,14 +515,14 @@ class AsyncCaller(_CallerCore):
     async def submit(self, command: Command[R], timeout: float | None) -> R:
         mailbox = mailbox_here()
         reply = self._submission(mailbox, command, timeout)
-        self.engine.post_from_loop(self._begin_submit, reply, mailbox.soon)
+        self.engine.post_from_loop(self._begin_submit, reply, mailbox)
         answer: R = decode_answer(command, await reply.result())
         return answer
 
     async def query(self, query: Query[R], consistency: str, timeout: float | None) -> R:
         mailbox = mailbox_here()
         reply = self._question(mailbox, query, consistency, timeout)
-        self.engine.post_from_loop(self._begin_query, reply, mailbox.soon)
+        self.engine.post_from_loop(self._begin_query, reply, mailbox)
         answer: R = decode_answer(query, await reply.result())
         return answer
 
@@ -513,7 +533,7 @@ class AsyncCaller(_CallerCore):
     async def call(self, method: str, arguments: Mapping[str, Any], timeout: float | None) -> Any:
         mailbox = mailbox_here()
         reply = self._administration(mailbox, method, arguments, timeout)
-        self.engine.post_from_loop(self._begin_call, reply, mailbox.soon)
+        self.engine.post_from_loop(self._begin_call, reply, mailbox)
         return _unpacked(await reply.result())
 
 

@@ -24,13 +24,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 from weakref import WeakSet
 
 import trio
 
 from tauraft import errors
-from tauraft.bridge import Call, Completions, Reply
+from tauraft.bridge import Call, Completions, Mailbox, Reply
 
 logger = logging.getLogger("tauraft.engine")
 
@@ -83,12 +84,21 @@ class Engine:
         """The same, at the next occasion: wakes nobody."""
         self._inbox.append((call, argument))
 
-    def post_from_loop(self, call: Call, argument: Any, soon: Callable[[Callable[[], object]], object], /) -> None:
-        """The same, from a loop's callback: wakes the engine when that loop's turn is over (``soon``)."""
+    def post_from_loop(self, call: Call, argument: Any, mailbox: Mailbox, /) -> None:
+        """The same, from a loop's callback: wakes the engine when that loop's turn is over.
+
+        The promise to do so is the loop's own: it may be stopped before it comes to it, and others must not rely on it.
+        """
         self._inbox.append((call, argument))
+        if not self._is_woken and mailbox.promised_to is not self:
+            mailbox.promised_to = self
+            mailbox.soon(partial(self._keep_promise, mailbox))
+
+    def _keep_promise(self, mailbox: Mailbox) -> None:
+        mailbox.promised_to = None
         if not self._is_woken:
             self._is_woken = True
-            soon(self._wake)
+            self._wake()
 
     @property
     def is_full(self) -> bool:

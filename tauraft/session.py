@@ -305,11 +305,11 @@ class Session:
         elif self._attached and self._link is not None:
             self._link.send(Close(self.id))
 
-    def stop(self) -> None:
-        """Say no more, confirmed or not; what was opened expires."""
+    def stop(self, kind: type[errors.TauraftError] = errors.AlreadyClosed, why: str = "the cluster was closed") -> None:
+        """Say no more, confirmed or not; what was opened expires. Whoever still waits is told ``why``."""
         if self.state not in (State.CLOSED, State.LOST):
             self.state = State.CLOSED
-        self._end_all(errors.AlreadyClosed, "the cluster was closed")
+        self._end_all(kind, why)
         self._close_done = None
 
     @property
