@@ -162,7 +162,9 @@ class _CallerCore:
         self._session: Session | None = None
         self.connector: Connector | None = None
         self.session_lost = SignalState(None)
-        self.holds_ended = SignalState(None)  # lost with the session, or given back by closing: nothing is held from here on
+        self.holds_ended = SignalState(
+            None
+        )  # lost with the session, or given back by closing: nothing is held from here on
         self._closing: trio.Event | None = None
         self._opened: list[Reply] = []
         self._plain_ns = int(timeout * 1e9)

@@ -263,10 +263,17 @@ def from_wire(code: str, message: str, outcome: str, attributes: dict[str, Any])
 
 
 def encode(error: TauraftError) -> bytes:
-    """As it is stored in a session, and sent. Attributes that are not plain values are left out."""
+    """As it is stored in a session, and sent. Attributes that are not plain values are left out.
+
+    Raises nothing: what a plugin refuses with is data of its own, and must not stop the replica that writes it down.
+    """
     code, message, outcome, attributes = to_wire(error)
     plain = {name: _plain(value) for name, value in attributes.items()}
-    packed: bytes = msgpack.packb([code, message, outcome, plain])
+    try:
+        packed: bytes = msgpack.packb([code, message, outcome, plain])
+    except (OverflowError, TypeError, ValueError):
+        text = [str(part).encode(errors="replace").decode() for part in (code, message)]
+        packed = msgpack.packb([*text, outcome, {}])
     return packed
 
 

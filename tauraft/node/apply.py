@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 import msgpack
 
 from tauraft import errors
-from tauraft.codec import CodecError, compile_codec
+from tauraft.codec import INT_MAX, CodecError, compile_codec
 from tauraft.core.messages import Entry, Membership, SnapshotMeta
 from tauraft.errors import InvalidCommand, PluginMissing, Refused, SessionLost
 from tauraft.fsm import FSM, Command, Message, Query, Ticket
@@ -112,7 +112,8 @@ class _Context:
         return Ticket(self.session, self.sequence, self.revision)
 
     def answer(self, ticket: Ticket[R], value: R) -> None:
-        self._machine._effects.append((ticket, value))
+        # Encoded here, in the handler's frame: an answer of a wrong type is a bug of this command, undone with it.
+        self._machine.take_effect(ticket, value)
 
     def schedule(
         self, key: str, at_ns: int, command: Command[Any], *, clock: Literal["cluster", "wall"] = "cluster"
@@ -155,7 +156,7 @@ class Machine:
         self.user_commands = 0  # of plugins' commands executed: 0 is "pristine" (SAFETY 9)
         self._fsms: dict[str, FSM] = {}
         self._context = _Context(self)
-        self._effects: list[tuple[Ticket[Any], Any]] = []
+        self._effects: list[tuple[Ticket[Any], AnswerKind, bytes]] = []
         self._outcomes: list[Outcome] = []
         self._events: list[SessionEvent] = []
         self._changes: list[RevisionChanges] = []
@@ -264,7 +265,14 @@ class Machine:
             elif isinstance(known, StoredAnswer):
                 self._outcomes.append(Outcome(session_id, sequence, known.kind, known.data))
             return
-        if len(session.answers) + len(session.tickets) >= MAX_OUTSTANDING:
+        outstanding = len(session.answers) + len(session.tickets)
+        if outstanding >= 2 * MAX_OUTSTANDING:
+            # Each refusal below is itself kept: who goes on all the same gets no more of them.
+            self._end(session_id)
+            lost = errors.encode(SessionLost(_NO_SESSION))
+            self._outcomes.append(Outcome(session_id, sequence, AnswerKind.ERROR, lost))
+            return
+        if outstanding >= MAX_OUTSTANDING:
             too_many = Refused("too-many-outstanding", f"the session has {MAX_OUTSTANDING} unacknowledged commands")
             self._store(session, sequence, AnswerKind.ERROR, errors.encode(too_many), hash_, None)
             return
@@ -282,7 +290,7 @@ class Machine:
                 withdraw = Withdraw(session_id, sequence, 0, True)
                 self._in_own_scope(
                     lambda: self.timers.schedule(
-                        SYSTEM, _patience_key(session_id, sequence), self.now_ns + wait_ns,
+                        SYSTEM, _patience_key(session_id, sequence), min(self.now_ns + wait_ns, INT_MAX),
                         self.registry.encode(withdraw), False,
                     )
                 )  # fmt: skip
@@ -310,14 +318,12 @@ class Machine:
                 data, undo = _BYTES_TUPLE.encode(value), False
             else:
                 value, fsm = self._call(message, session_id, sequence)
+                undo = fsm is not None and fsm.withdraw_handler(type(message)) is not None
                 if isinstance(value, Ticket):
                     own = self._own_answer(value, session_id, sequence, started_with)
-                    if own is _WAITS:
-                        self._finish_scope()
-                        return None, b"", True
-                    value = own
+                    self._finish_scope()
+                    return (None, b"", True) if own is None else (*own, undo)
                 data = self.registry.encode_answer(message, value)
-                undo = fsm is not None and fsm.withdraw_handler(type(message)) is not None
         except Refused as refused:
             tables.rollback()
             del self._effects[started_with:]
@@ -335,25 +341,30 @@ class Machine:
         self._finish_scope()
         return AnswerKind.VALUE, data, undo
 
-    def _own_answer(self, ticket: Ticket[Any], session_id: int | None, sequence: int, started_with: int) -> Any:
+    def _own_answer(
+        self, ticket: Ticket[Any], session_id: int | None, sequence: int, started_with: int
+    ) -> tuple[AnswerKind, bytes] | None:
         """A handler may answer the ticket it has just taken: then its command does not wait."""
         if (ticket.session, ticket.sequence) != (session_id, sequence):
             raise TypeError("a handler returned another caller's ticket")
         for place in range(started_with, len(self._effects)):
-            answered, value = self._effects[place]
+            answered, kind, data = self._effects[place]
             if answered.session == session_id and answered.sequence == sequence:
                 del self._effects[place]
-                return value
-        return _WAITS
+                return kind, data
+        return None
 
     def _run_part(self, payload: bytes, session_id: int | None, sequence: int) -> bytes:
         inactive = self._why_inactive(payload)
         if inactive is not None:
             raise inactive
         message = self.registry.decode(payload)
+        if self._withdraw_handler(message) is not None:
+            # Also where it would be granted at once: nothing could take that grant back from a caller who never learns of it.
+            raise InvalidCommand(f"{message.tag} may wait: that is not possible in a transaction; nothing changed")
         value, _ = self._call(message, session_id, sequence)
         if isinstance(value, Ticket):
-            raise InvalidCommand(f"{message.tag} would wait: a transaction may not")
+            raise InvalidCommand(f"{message.tag} would wait: that is not possible in a transaction; nothing changed")
         return self.registry.encode_answer(message, value)
 
     def _call(self, message: Message[Any], session_id: int | None, sequence: int) -> tuple[Any, FSM | None]:
@@ -390,19 +401,31 @@ class Machine:
         session.answers[sequence] = StoredAnswer(kind, data, hash_, self.revision, undo)
         self._outcomes.append(Outcome(session.id, sequence, kind, data))
 
+    def take_effect(self, ticket: Ticket[Any], value: Any) -> None:
+        """A handler answers a ticket. Raises ``TypeError`` for a value that is no answer to its command."""
+        context = self._context
+        if (ticket.session, ticket.sequence) == (context.session, context.sequence):
+            message = context.message
+        else:
+            session = self.sessions.get(ticket.session)
+            opened = None if session is None else session.tickets.get(ticket.sequence)
+            message = None if opened is None else self.registry.decode(opened.payload)
+        if message is None:
+            return  # withdrawn or ended meanwhile: its plugin was told then
+        if isinstance(value, Refused):
+            self._effects.append((ticket, AnswerKind.ERROR, errors.encode(value)))
+        else:
+            self._effects.append((ticket, AnswerKind.VALUE, self.registry.encode_answer(message, value)))
+
     def _deliver_effects(self) -> None:
         """Answers that handlers gave to tickets: stored in their sessions, pushed to whoever serves them (SAFETY 3)."""
         while self._effects:
-            ticket, value = self._effects.pop(0)
+            ticket, kind, data = self._effects.pop(0)
             session = self.sessions.to_change(ticket.session)
             opened = None if session is None else session.tickets.pop(ticket.sequence, None)
             if session is None or opened is None:
-                continue  # withdrawn or ended meanwhile: its plugin was told then
+                continue  # answered twice by one command: the first counts
             message = self.registry.decode(opened.payload)
-            if isinstance(value, Refused):
-                kind, data = AnswerKind.ERROR, errors.encode(value)
-            else:
-                kind, data = AnswerKind.VALUE, self.registry.encode_answer(message, value)
             self._in_own_scope(
                 lambda at=ticket: self.timers.cancel(SYSTEM, _patience_key(at.session, at.sequence))  # type: ignore[misc]
             )
@@ -439,8 +462,11 @@ class Machine:
             case KeepAlive():
                 for session_id, serial in message.sessions:
                     session = self.sessions.to_change(session_id)
-                    if session is not None:
-                        session.expires_ns = self.now_ns + session.ttl_ns
+                    if session is not None and session.expires_ns <= self.now_ns:
+                        # Its timer stands behind others that are due: the deadline has passed all the same (SAFETY 16).
+                        self._end(session_id)
+                    elif session is not None:
+                        session.expires_ns = min(self.now_ns + session.ttl_ns, INT_MAX)
                         self._events.append(SessionEvent("renewed", session_id, serial=serial))
                     else:
                         self._events.append(SessionEvent("ended", session_id))
@@ -473,7 +499,8 @@ class Machine:
         if session is None:
             self.revision += 1
             session = Session(
-                self.revision, command.nonce, command.secret_hash, command.ttl_ns, self.now_ns + command.ttl_ns,
+                self.revision, command.nonce, command.secret_hash, command.ttl_ns,
+                min(self.now_ns + command.ttl_ns, INT_MAX),
                 command.peer_id, command.host, command.pid, command.label,
             )  # fmt: skip
             self.sessions.add(session)
@@ -689,7 +716,6 @@ def _patience_key(session: int, sequence: int) -> str:
     return f"patience/{session}/{sequence}"
 
 
-_WAITS: Any = object()
 _BYTES_TUPLE = compile_codec(tuple[bytes, ...])
 _NO_SESSION = (
     "the session is not known to the cluster: it expired or was closed; whether the command took effect is unknown: "
