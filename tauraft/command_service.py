@@ -143,6 +143,7 @@ class CommandService:
         self._keepalives: dict[int, int] = {}
         self._keepalive_at = self._sweep_at = self._renew_at = NEVER
         self._shortest_ttl_ns = DEFAULT_TTL_NS
+        self._applied = replica.applied_index
         self._wake = trio.Event()
         self._timer = trio.Event()
         self._nursery: trio.Nursery | None = None
@@ -560,6 +561,22 @@ class CommandService:
             pending.end.deliver(Answer(*key, index, outcome.kind, outcome.data))
         for event in events:
             self._session_event(index, event)
+        is_gap, self._applied = index > self._applied + 1, index
+        if is_gap:
+            self._look_again()
+
+    def _look_again(self) -> None:
+        """A snapshot took the place of entries: what they answered, and whom they ended, was told to nobody."""
+        for session in list(self._by_session):
+            try:
+                self._replica.stored(session, 0)
+            except errors.SessionLost:
+                self._session_event(self._applied, SessionEvent("ended", session))
+        self._pending |= self._tickets
+        self._tickets = {}
+        for pending in self._pending.values():
+            pending.next_try_ns = 0
+        self._sweep_soon()
 
     def _session_event(self, index: int, event: SessionEvent) -> None:
         end = self._by_session.get(event.session)
@@ -573,6 +590,9 @@ class CommandService:
         else:
             closing = self._closes.pop(event.session, None)
             if end is not None:
+                for table in (self._pending, self._tickets):
+                    for key in [key for key in table if key[0] == event.session]:
+                        self._drop(key)
                 del self._by_session[event.session]
                 end.sessions.discard(event.session)
             asker = closing.end if closing is not None else None

@@ -250,6 +250,13 @@ class MemoryReplica:
             return [{"peer_id": "A", "addresses": []}]
         return {"method": method, **arguments}
 
+    def install_snapshot(self, change: Callable[[list[Outcome]], object]) -> None:
+        """The state jumps ahead, as a snapshot makes it: whatever ``change`` answers is stored, and told to nobody."""
+        change([])
+        self.applied_index += 10
+        for listener in list(self._listeners):
+            listener.applied(self.applied_index, (), ())
+
     def lose_leader(self) -> None:
         self.leader = None
         for listener in self._listeners:

@@ -131,6 +131,38 @@ def test_whichever_message_is_lost_with_its_link_each_command_takes_effect_once(
         run(lambda break_at=break_at: story(break_at))  # type: ignore[misc]
 
 
+def test_an_answer_that_a_snapshot_brought_is_given() -> None:
+    async def story() -> None:
+        async with world() as here:
+            first = await here.do(Take("lock"))
+            waiter = here.begin(Take("lock"))
+            while not here.service._tickets:
+                await trio.sleep(0.01)
+            del here.replica.held["lock"]
+            here.replica.install_snapshot(lambda outcomes: here.replica._next("lock", outcomes))
+            with trio.fail_after(1):
+                assert await waiter.value() >= first
+            assert not here.service._tickets and not here.service._pending
+
+    run(story)
+
+
+def test_the_end_of_a_session_that_a_snapshot_brought_is_told() -> None:
+    async def story() -> None:
+        async with world() as here:
+            await here.do(Take("lock"))
+            waiter = here.begin(Take("lock"))
+            while not here.service._tickets:
+                await trio.sleep(0.01)
+            here.replica.install_snapshot(lambda outcomes: here.replica.sessions.clear())
+            with trio.fail_after(1), pytest.raises(errors.SessionLost):
+                await waiter.value()
+            assert here.session.state is State.LOST
+            assert not here.service._tickets and not here.service._pending
+
+    run(story)
+
+
 def test_lost_proposals_are_proposed_again() -> None:
     async def story() -> None:
         async with world() as here:
