@@ -53,6 +53,24 @@ class CommittedEntryConflict(Exception):
         self.commit = commit
 
 
+class AcknowledgedEntriesLost(Exception):
+    """This disk lacks what this member had acknowledged: it is not the disk it was. Stop the node; it must be replaced (SAFETY 14)."""
+
+    def __init__(self, index: Index, last_index: Index) -> None:
+        super().__init__(f"entry {index} was acknowledged from here and is committed, but the log ends at {last_index}")
+        self.index = index
+        self.last_index = last_index
+
+
+class HardStateLost(Exception):
+    """The log has entries of a term that the hard state does not know: whom this member voted for is lost. Do not start it."""
+
+    def __init__(self, log_term: Term, term: Term) -> None:
+        super().__init__(f"the log ends with an entry of term {log_term}, but the hard state is of term {term}")
+        self.log_term = log_term
+        self.term = term
+
+
 class LogView(Protocol):
     """What the core reads of the log on disk. Called only from within a call into ``Raft``."""
 

@@ -7,6 +7,9 @@
 ``match`` is what the member acknowledged in this term, ``next_index`` what it is sent next.
 ``match < next_index`` always.  A lost message shows as a rejection, as ``unreachable``, or
 as a heartbeat reply while paused; each leads back to PROBE or lets one more message through.
+
+A member that refuses what it had acknowledged, in an Append sent after that was known, has not the disk it had: it is
+*distrusted*, sent nothing but heartbeats and counted for nothing while this leadership lasts (SAFETY 14).
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ class Progress:
         "_inflight_bytes",
         "_max_inflight",
         "_max_inflight_bytes",
+        "is_distrusted",
         "is_nudged",
         "is_paused",
         "is_recently_active",
@@ -38,7 +42,7 @@ class Progress:
         "offered",
         "pending_snapshot",
         "sent_commit",
-        "sequence",
+        "settled",
         "state",
     )
 
@@ -53,7 +57,8 @@ class Progress:
         self.pending_snapshot: Index = 0
         self.offered: SnapshotMeta | None = None  # in SNAPSHOT: which one
         self.sent_commit: Index = 0
-        self.sequence = 0
+        self.settled = 0  # the newest Append that had been sent when ``match`` was last acknowledged
+        self.is_distrusted = False
         self._max_inflight = max_inflight
         self._max_inflight_bytes = max_inflight_bytes
         self._inflight: deque[tuple[Index, int]] = deque()

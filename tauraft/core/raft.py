@@ -15,7 +15,7 @@ A commit index that moves alone makes no write: it goes to disk with the next en
 (SAFETY 25), and a restarted replica learns it again from its leader.
 
 Calls come from one thread, the replica's driver.  No message makes a method raise, except
-``CommittedEntryConflict``, which means that a promise was already broken.
+``CommittedEntryConflict`` and ``AcknowledgedEntriesLost``, which mean that a promise was already broken.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-from tauraft.core.log import LogView, RaftLog
+from tauraft.core.log import HardStateLost, LogView, RaftLog
 from tauraft.core.membership import InvalidChange, MembershipChange, apply_change, encode_change
 from tauraft.core.messages import (
     Append,
@@ -126,6 +126,7 @@ class MemberProgress:
     is_recently_active: bool
     pending_snapshot: Index
     inflight: int
+    is_distrusted: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,7 @@ class Raft:
     """See the module's theory.
 
     ``hard_state`` and ``log`` are what the disk holds; ``membership`` and ``applied`` what the state machine does.
-    The committed entries after ``applied`` are handed out again.
+    The committed entries after ``applied`` are handed out again.  Raises ``HardStateLost``.
     """
 
     def __init__(
@@ -172,6 +173,9 @@ class Raft:
         self.membership = membership
         self._all_members = membership.all_members()
         self.log = RaftLog(log, hard_state.commit, applied)
+        # A term is on the disk before its entries. Were it not, this member could vote in it for a second time.
+        if self.log.last_term > hard_state.term:
+            raise HardStateLost(self.log.last_term, hard_state.term)
         self.election_elapsed = 0
         self.heartbeat_payload = b""
         self.reply_payload = b""
@@ -256,6 +260,7 @@ class Raft:
                     one.is_recently_active,
                     one.pending_snapshot,
                     one.inflight,
+                    one.is_distrusted,
                 )
                 for member, one in state.progress.items()
             }

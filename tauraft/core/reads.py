@@ -67,6 +67,10 @@ class PendingReads:
         self._acknowledgements[member] = number
         return True
 
+    def forget(self, member: Member) -> None:
+        """What it answered counts no more."""
+        self._acknowledgements.pop(member, None)
+
     def acknowledged_by(self, member: Member) -> int:
         """The newest round it answered."""
         return self._acknowledgements.get(member, 0)

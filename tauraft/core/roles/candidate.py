@@ -52,7 +52,10 @@ class Candidate:
         raft = self._raft
         self.votes.setdefault(member, granted)
         result = joint_vote_result(raft.membership, self.votes)
-        if result is VoteResult.WON:
+        if result is VoteResult.WON and raft.log.has_unapplied_config():
+            # A refusal told of it in the middle of the election: whose votes count is not what it was (SAFETY 25).
+            raft.become_follower(raft.term, None)
+        elif result is VoteResult.WON:
             if self.is_pre_vote:
                 raft.campaign_for_real(is_transfer=False)
             else:

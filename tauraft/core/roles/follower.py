@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tauraft.core.log import AcknowledgedEntriesLost
 from tauraft.core.messages import (
     Append,
     AppendReply,
@@ -43,6 +44,9 @@ class Follower:
                 self._append(message)
             case Heartbeat():
                 raft.heard_from_leader(message.sender)
+                if message.commit > raft.log.last_index:
+                    # It never names more than was acknowledged from here in this term.
+                    raise AcknowledgedEntriesLost(message.commit, raft.log.last_index)
                 raft.log.commit_to(message.commit)
                 raft.send_now(
                     HeartbeatReply(

@@ -48,6 +48,7 @@ class Leader:
         "_is_dirty",
         "_match",
         "_raft",
+        "_sequence",
         "_transfer_elapsed",
         "_uncommitted",
         "_uncommitted_bytes",
@@ -65,6 +66,7 @@ class Leader:
         self._raft = raft
         self.progress: dict[Member, Progress] = {}  # of the others, in member order: it decides the order of messages
         self._match: dict[Member, Index] = {}
+        self._sequence = 0  # of the newest Append, whoever it went to
         self.reads = PendingReads(raft.me)
         self.transferee: Member | None = None
         # For the rest of the term: a TimeoutNow that is late may still set aside what the lease counts on.
@@ -164,7 +166,7 @@ class Leader:
                 )
                 progress.is_nudged = bool(kept)
             self.progress[member] = progress
-            self._match[member] = progress.match
+            self._match[member] = 0 if progress.is_distrusted else progress.match
         self._is_dirty = True
         if self.transferee is not None and self.transferee not in raft.membership.voters:
             self.transferee = None
@@ -229,7 +231,7 @@ class Leader:
 
     def step(self, message: Message) -> None:
         progress = self.progress.get(message.sender)
-        if progress is None:
+        if progress is None or progress.is_distrusted:
             return
         match message:
             case AppendReply():
@@ -253,6 +255,7 @@ class Leader:
         is_news = progress.acknowledged(match)
         if is_news:
             self._match[progress.member] = match
+            progress.settled = self._sequence
         state = progress.state
         if state is ProgressState.REPLICATE:
             if not is_news:
@@ -273,6 +276,9 @@ class Leader:
             self.leave_office()
 
     def _rejected(self, progress: Progress, message: AppendReply) -> None:
+        if message.match <= progress.match and message.sequence > progress.settled:
+            self._distrust(progress)
+            return
         hint = message.hint_index
         if message.hint_term:
             # Of our entries up to the hint, those of a later term than the follower has there cannot match.
@@ -280,6 +286,16 @@ class Leader:
         if progress.rejected(message.match, hint):
             progress.is_nudged = True
             self._is_dirty = True
+
+    def _distrust(self, progress: Progress) -> None:
+        """It refused what it had acknowledged, and the Append is no old one: its disk is a restored copy, or another's."""
+        progress.is_distrusted = True
+        progress.is_recently_active = False
+        progress.is_paused = True
+        self._match[progress.member] = 0
+        self.reads.forget(progress.member)
+        if self.transferee == progress.member:
+            self.transferee = None
 
     def _heartbeat_answered(self, progress: Progress, read_context: int) -> None:
         # Whatever was paused may go on with one message: if all that filled the window was lost, its answer shows it.
@@ -374,7 +390,7 @@ class Leader:
                 self._send_append(progress, may_be_empty=True)
 
     def _send_append(self, progress: Progress, may_be_empty: bool = False) -> bool:
-        if progress.is_paused or progress.state is ProgressState.SNAPSHOT:
+        if progress.is_paused or progress.is_distrusted or progress.state is ProgressState.SNAPSHOT:
             return False
         raft = self._raft
         log = raft.log
@@ -390,7 +406,7 @@ class Leader:
             return self._send_snapshot(progress)
         if not entries and not may_be_empty:
             return False
-        progress.sequence += 1
+        self._sequence += 1
         raft.send_now(
             Append(
                 raft.me,
@@ -401,7 +417,7 @@ class Leader:
                 prev_term,
                 entries,
                 log.commit,
-                progress.sequence,
+                self._sequence,
             )
         )
         if len(entries) == 1:
