@@ -135,6 +135,7 @@ class Driver:
         self._next_tick_ns = clock.monotonic_ns()
         snapshots.send = lambda peer_id, frame, bulk: channel.send(peer_id, frame, bulk=bulk)
         snapshots.on_failed = self._snapshot_failed
+        snapshots.offered_id = lambda: log.snapshot.id
         channel.set_context(cluster_id)
         self._decoded: dict[int, tuple[int, list[FSMMessage[Any] | None]]] = {}
         self._reads_waiting: list[Callable[[int | None], object]] = []

@@ -127,9 +127,14 @@ def open_replica(
             f"the log starts at entry {recovered.first_index}, and no snapshot that reaches it is intact; nothing was "
             "touched: move the directory away to rejoin as a new member, or see `tauraft recover`"
         )
-    if snapshot.index > recovered.last_index:
-        # The crash came between a snapshot's arrival and the log's reset: finish it.
-        store.reset_at(snapshot, recovered.hard_state)
+    hard_state: HardState = recovered.hard_state
+    if snapshot.index > recovered.last_index or store.term(snapshot.index) != snapshot.term:
+        # The crash came between a snapshot's arrival and the log's reset: finish it. The log may be longer than the
+        # snapshot and yet another one, of entries that were never committed; only if it has the snapshot's last entry
+        # do those after it follow from it.
+        if snapshot.term > hard_state.term:
+            hard_state = HardState(snapshot.term)
+        store.reset_at(snapshot, hard_state)
     log = StoredLog(store, snapshot)
     config = RaftConfig(
         me=record.me,
@@ -138,7 +143,6 @@ def open_replica(
         heartbeat_ticks=1,
         lease_reads=parts.lease_reads,
     )
-    hard_state: HardState = recovered.hard_state
     raft = Raft(config, hard_state, snapshot.membership, log, parts.random, applied=snapshot.index)
     cluster_clock = ClusterClock(parts.clock, int(parts.timing.election_s * 1e9))
     cluster_clock.saw(machine.now_ns, machine.wall_ns)
@@ -158,7 +162,7 @@ def open_replica(
         random=parts.random,
         snapshots=snapshots,
     )
-    driver.see_last_stamp(recovered.last_index)
+    driver.see_last_stamp(store.last_index)
     sink.driver = driver
     if snapshot.membership.voters == {record.me}:
         # As far as its snapshot says it is alone: nobody else's leadership to wait out. (If that has changed since,

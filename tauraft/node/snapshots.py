@@ -139,6 +139,7 @@ class SnapshotMover:
         self._offered: dict[Member, int] = {}  # to whom a snapshot was offered, and when it last asked for a piece
         self.send: Callable[[str, bytes, bool], bool] = lambda peer_id, frame, bulk: False
         self.on_failed: Callable[[Member], object] = lambda member: None
+        self.offered_id: Callable[[], bytes] = lambda: b""  # of the snapshot that the core would offer now
 
     # Restoring.
 
@@ -262,6 +263,11 @@ class SnapshotMover:
             raise wire.WireError(f"not a piece of a snapshot: {error}") from error
 
     def _serve(self, peer_id: str, identifier: bytes, offset: int) -> None:
+        if offset < 0 and identifier != self.offered_id():
+            # A transfer that begins now had better begin with one that is there, and lasts. Were it served, or left
+            # unanswered, the core would offer the same one for as long as it is asked for.
+            self._give_up(peer_id)
+            return
         for member in self._offered:
             if member.peer_id == peer_id:
                 self._offered[member] = self._clock.monotonic_ns()
@@ -269,13 +275,19 @@ class SnapshotMover:
             try:
                 reader = self._store.find(identifier)
             except SnapshotNotFound:
-                return  # reaped: the asker gives up, and is offered a newer one
+                self._give_up(peer_id)  # reaped half-way: it is offered a newer one
+                return
             if self._serving is not None:
                 self._serving[1].close()
             self._serving = (identifier, reader)
         reader = self._serving[1]
         data = reader.manifest.encoded if offset < 0 else reader.read(offset, PIECE_BYTES)
         self.send(peer_id, wire.pack(wire.CHUNK, [identifier, offset, data]), True)
+
+    def _give_up(self, peer_id: str) -> None:
+        for member in [one for one in self._offered if one.peer_id == peer_id]:
+            del self._offered[member]
+            self.on_failed(member)
 
     def _take_piece(self, peer_id: str, identifier: bytes, offset: int, data: bytes) -> None:
         fetch = self._fetch

@@ -1,0 +1,87 @@
+"""The driver and what is around it, at the places where a careless one loses, stops or turns for ever."""
+
+from __future__ import annotations
+
+import pytest
+
+from tauraft.core.membership import MembershipChange, Step, StepKind
+from tauraft.core.messages import Entry, EntryKind, HardState, Member
+from tauraft.core.progress import ProgressState
+from tauraft.node import wire
+from tests.node.cluster import Cluster, take_snapshot
+
+A, B, C, D, E = (Member(letter, 1) for letter in "abcde")
+
+
+def learners(*members: Member) -> MembershipChange:
+    return MembershipChange(tuple(Step(StepKind.ADD_LEARNER, member) for member in members))
+
+
+# A snapshot that arrived, and a crash before the log was reset at it (SAFETY 24).
+
+
+def crashed_before_the_reset(tail_term: int, tail_to: int) -> Cluster:
+    """b has entries of ``tail_term`` that nobody else has, and a snapshot of a's on its disk that it had not installed yet."""
+    cluster = Cluster("abc")
+    cluster.nodes["a"].start()
+    a = cluster["a"]
+    store = cluster.nodes["b"].store()
+    store.open()
+    store.append(
+        [Entry(index, tail_term, EntryKind.NOOP) for index in range(1, tail_to + 1)], HardState(tail_term, None, 0)
+    )
+    store.close()
+    for index in range(1, 9):
+        a.machine.skip(index, 3)
+    take_snapshot(a)
+    source = cluster.nodes["a"].snapshot_store()
+    source.open()
+    reader = source.newest()
+    assert reader is not None
+    target = cluster.nodes["b"].snapshot_store()
+    target.open()
+    receiver = target.receive(reader.manifest.encoded)
+    for start, end in receiver.missing():
+        receiver.write(start, reader.read(start, end - start))
+    receiver.commit()
+    return cluster
+
+
+@pytest.mark.parametrize("tail_to", [4, 8, 12], ids=["shorter", "as long", "longer"])
+def test_a_log_that_parts_from_a_snapshot_that_had_arrived_is_reset_at_it(tail_to: int) -> None:
+    raft = crashed_before_the_reset(tail_term=2, tail_to=tail_to).nodes["b"].start().driver.raft
+    assert (raft.log.last_index, raft.log.last_term, raft.log.applied) == (8, 3, 8)
+    assert raft.term >= 3, "it knows of term 3, and must not campaign in it"
+
+
+def test_a_log_that_agrees_with_a_snapshot_that_had_arrived_keeps_what_follows() -> None:
+    raft = crashed_before_the_reset(tail_term=3, tail_to=12).nodes["b"].start().driver.raft
+    assert (raft.log.last_index, raft.log.applied) == (12, 8)
+
+
+# A snapshot that is gone from the leader's disk.
+
+
+def test_a_snapshot_that_was_reaped_while_it_was_fetched_is_replaced_by_a_newer_one() -> None:
+    cluster = Cluster("abc").start()
+    leader = cluster.elect("a")
+    cluster.drops = lambda sender, to, frame: "c" in (sender, to)
+    leader.propose_system(leader._announcement())
+    cluster.tick(3)
+    take_snapshot(leader)
+    leader.driver._store.compact_prefix(leader.applied_index)
+    cluster.nodes["a"].crash()  # or it would serve c from memory
+    cluster.nodes["a"].start()
+    cluster["b"].driver.raft.forget_leader()
+    leader = cluster.elect("a")
+    # c is offered the snapshot and asks for it, in vain for a while; meanwhile it goes.
+    cluster.drops = lambda sender, to, frame: frame[0] == wire.PULL
+    cluster.tick(3)
+    assert leader.driver.raft.status().progress[C].state is ProgressState.SNAPSHOT
+    leader.propose_system(leader._announcement())
+    cluster.tick(3)
+    take_snapshot(leader)
+    cluster.nodes["a"].reap(1)
+    cluster.drops = lambda sender, to, frame: False
+    cluster.tick(30)
+    assert cluster["c"].applied_index == leader.applied_index
