@@ -51,6 +51,13 @@ def decode_batch(data: bytes) -> Batch:
     return Batch(now_ns, wall_ns, proposer, items)
 
 
+def unpack_items(value: Any) -> list[Item]:
+    """What a peer forwarded. Raises ``BatchError``."""
+    if type(value) is not list:
+        raise BatchError("not a list of items")
+    return [unpack_item(item) for item in value]
+
+
 def unpack_item(value: Any) -> Item:
     """An item forwarded by a peer. Raises ``BatchError``."""
     try:

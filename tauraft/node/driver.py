@@ -46,7 +46,7 @@ from tauraft.errors import InvalidCommand, NoLeader, Overloaded
 from tauraft.fsm import Message as FSMMessage
 from tauraft.node import wire
 from tauraft.node.apply import Machine
-from tauraft.node.batch import BatchError, decode_batch, encode_batch, pack_item, unpack_item
+from tauraft.node.batch import BatchError, decode_batch, encode_batch, pack_item, unpack_items
 from tauraft.node.clock import SECOND_NS, Clock, ClusterClock
 from tauraft.node.proposals import ProposalQueue
 from tauraft.node.replica import Item, Outcome, SessionEvent
@@ -261,7 +261,7 @@ class Driver:
             if kind == wire.RAFT:
                 self._take_message(wire.decode_message(frame, sender, self.me.peer_id))
             elif kind == wire.FORWARD:
-                self._take_forwarded([unpack_item(item) for item in wire.unpack(frame)])
+                self._take_forwarded(unpack_items(wire.unpack(frame)))
             elif kind in (wire.PULL, wire.CHUNK):
                 self._snapshots.take_frame(sender, frame)
         except (wire.WireError, BatchError) as error:
@@ -493,14 +493,14 @@ class Driver:
     def _hear_heartbeat(self, message: Heartbeat) -> None:
         if not message.payload:
             return
-        number, cluster_now, wall = wire.unpack(message.payload)
+        number, cluster_now, wall = wire.unpack_numbers(message.payload, 3)
         self._cluster_clock.saw(cluster_now, wall)
         self.raft.set_reply_payload(wire.pack(wire.RAFT, [number, self._clock.monotonic_ns(), self._clock.wall_ns()]))
 
     def _hear_reply(self, message: HeartbeatReply) -> None:
         if not message.payload or not self.is_leader or message.term != self.raft.term:
             return
-        number, monotonic, wall = wire.unpack(message.payload)
+        number, monotonic, wall = wire.unpack_numbers(message.payload, 3)
         voters = self.raft.membership.voters
         if message.sender in voters and self._rounds.answered(number, message.sender, monotonic, wall, len(voters)):
             self._cluster_clock.confirmed(self._rounds.elapsed(), self._rounds.walls())

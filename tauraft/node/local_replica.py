@@ -6,6 +6,7 @@ messages look), and does the upkeep that replicas owe each other: announcing whe
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -27,6 +28,7 @@ from tauraft.plugin_manager import Registry
 from tauraft.storage.snapshot_store import SnapshotNotFound
 from tauraft.system.messages import SYSTEM, Activate, Announce
 
+_log = logging.getLogger("tauraft.node")
 FIRST_ACTIVATION_TICKS = 50  # how long a new cluster waits for a founder that does not say what it can run
 RUNG_SIZES = (1, 3, 5)  # voters grow 1 -> 3 -> 5, each in one joint change (FORMATION 6)
 
@@ -278,7 +280,11 @@ class LocalReplica:
         for size in RUNG_SIZES:
             if voters < size <= self._max_voters and voters + len(caught_up) >= size:
                 steps = tuple(Step(StepKind.ADD_VOTER, m) for m in caught_up[: size - voters])
-                self.driver.propose_change(MembershipChange(steps))
+                try:
+                    self.driver.propose_change(MembershipChange(steps))
+                except MembershipChangeRefused as refused:
+                    # Leadership is being handed over, or too much is uncommitted: at a later tick.
+                    _log.debug("learners are not promoted yet: %s", refused)
                 return
 
     def _plugins_are_up(self) -> bool:

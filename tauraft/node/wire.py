@@ -190,6 +190,14 @@ def unpack(frame: bytes) -> Any:
         raise WireError(f"undecodable frame: {error}") from error
 
 
+def unpack_numbers(frame: bytes, count: int) -> list[int]:
+    """``count`` integers, and nothing else. Raises ``WireError``."""
+    value = unpack(frame)
+    if type(value) is not list or len(value) != count or any(type(number) is not int for number in value):
+        raise WireError(f"not {count} numbers")
+    return value
+
+
 def pack(kind: int, value: Any) -> bytes:
     packed: bytes = msgpack.packb(value)
     return bytes((kind,)) + packed

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import msgpack
 import pytest
 
 from tauraft.core.membership import MembershipChange, Step, StepKind
-from tauraft.core.messages import Entry, EntryKind, HardState, Member
+from tauraft.core.messages import Entry, EntryKind, HardState, Heartbeat, HeartbeatReply, Member
 from tauraft.core.progress import ProgressState
 from tauraft.node import wire
-from tests.node.cluster import Cluster, take_snapshot
+from tests.node.cluster import CLUSTER_ID, Cluster, take_snapshot
 
 A, B, C, D, E = (Member(letter, 1) for letter in "abcde")
 
@@ -85,3 +86,58 @@ def test_a_snapshot_that_was_reaped_while_it_was_fetched_is_replaced_by_a_newer_
     cluster.drops = lambda sender, to, frame: False
     cluster.tick(30)
     assert cluster["c"].applied_index == leader.applied_index
+
+
+# Upkeep that is refused.
+
+
+def test_learners_that_catch_up_during_a_transfer_are_promoted_after_it() -> None:
+    cluster = Cluster("abc", "de").start()
+    leader = cluster.elect("a")
+    # Held back so that nobody is promoted before leadership is being handed over.
+    leader._max_voters = 3
+    leader.driver.propose_change(learners(D, E))
+    cluster.tick(12)
+    leader._max_voters = 5
+    cluster.drops = lambda sender, to, frame: "c" in (sender, to)
+    leader.driver.raft.transfer(C)
+    cluster.tick()
+    assert leader.is_leader
+
+
+# Frames that no honest replica sends.
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"",
+        bytes((wire.FORWARD,)) + msgpack.packb(5),
+        bytes((wire.FORWARD,)) + msgpack.packb([5]),
+        bytes((wire.FORWARD,)) + msgpack.packb([[0, 0, 0, 0, "no bytes"]]),
+        bytes((wire.PULL,)) + msgpack.packb([1]),
+        bytes((wire.CHUNK,)) + msgpack.packb(None),
+        wire.encode_message(Heartbeat(B, A, 1, CLUSTER_ID, 0, 0, b"x")),
+        wire.encode_message(Heartbeat(B, A, 1, CLUSTER_ID, 0, 0, wire.pack(wire.RAFT, [1]))),
+        wire.encode_message(Heartbeat(B, A, 1, CLUSTER_ID, 0, 0, wire.pack(wire.RAFT, ["1", "2", "3"]))),
+        wire.encode_message(HeartbeatReply(B, A, 1, CLUSTER_ID, 0, wire.pack(wire.RAFT, 7))),
+    ],
+    ids=[
+        "empty",
+        "a number forwarded",
+        "no item forwarded",
+        "an item without bytes",
+        "half a pull",
+        "no chunk",
+        "a heartbeat of noise",
+        "a heartbeat cut short",
+        "a heartbeat of strings",
+        "a reply of one number",
+    ],
+)
+def test_a_frame_that_no_honest_replica_sends_is_dropped_and_stops_nobody(frame: bytes) -> None:
+    cluster = Cluster("abc").start()
+    leader = cluster.elect("a")
+    leader.driver.frames_received("b", [frame])
+    cluster.tick(2)
+    assert leader.is_leader
