@@ -33,6 +33,7 @@ from random import Random
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from tauraft.codec import compile_codec, message_codec
+from tauraft.errors import Refused
 from tauraft.tables import Table
 
 __all__ = [
@@ -171,8 +172,8 @@ class Context(Protocol):
     def wait(self, kind: type[Command[R]]) -> Ticket[R]:
         """The caller waits; return this from the handler of ``kind``, and keep it in a row."""
 
-    def answer(self, ticket: Ticket[R], value: R) -> None:
-        """Answer a caller who waits; also in the handler that has just taken the ticket."""
+    def answer(self, ticket: Ticket[R], value: R | Refused) -> None:
+        """Answer a caller who waits; also in the handler that has just taken the ticket. A ``Refused`` is raised there."""
 
     def schedule(
         self, key: str, at_ns: int, command: Command[Any], *, clock: Literal["cluster", "wall"] = "cluster"

@@ -45,7 +45,7 @@ Change = tuple[str, Any, Any, Any]
 class Table(MutableMapping[K, V], Generic[K, V]):
     """An ordered map of immutable keys to immutable rows; a plugin's state.
 
-    Ordered by key: ``range``, ``first`` and ``last`` are O(log n), ``len`` is O(1). Writing needs a command under way.
+    Ordered by key: ``range``, ``count``, ``first`` and ``last`` are O(log n), ``len`` is O(1). Writing needs a command under way.
     Adding or removing keys while iterating raises ``RuntimeError``; wrong types raise ``TypeError``.
     """
 
@@ -104,6 +104,12 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         keys = self._rows.irange(low, high, inclusive=(True, False), reverse=reverse)
         rows = self._rows
         return ((key, rows[key]) for key in self._guarded(keys))
+
+    def count(self, low: K | None = None, high: K | None = None) -> int:
+        """How many keys there are with low <= key < high, in O(log n)."""
+        rows = self._rows
+        start = 0 if low is None else rows.bisect_left(low)
+        return max(0, (len(rows) if high is None else rows.bisect_left(high)) - start)
 
     def first(self) -> tuple[K, V] | None:
         return self._rows.peekitem(0) if self._rows else None

@@ -111,7 +111,7 @@ class _Context:
             raise TypeError("a command run by a timer has no caller that could wait")
         return Ticket(self.session, self.sequence, self.revision)
 
-    def answer(self, ticket: Ticket[R], value: R) -> None:
+    def answer(self, ticket: Ticket[R], value: R | Refused) -> None:
         # Encoded here, in the handler's frame: an answer of a wrong type is a bug of this command, undone with it.
         self._machine.take_effect(ticket, value)
 

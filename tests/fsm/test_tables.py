@@ -141,3 +141,10 @@ def test_loading_the_rows_of_a_view_gives_the_same_digest() -> None:
     fresh.load(iter(rows))
     assert dict(copy) == dict(table)
     assert fresh.digest() == tables.digest()
+
+
+def test_keys_of_a_range_are_counted() -> None:
+    tables, table = make()
+    write(tables, table, dict.fromkeys("abcde", 1))
+    for low, high in ((None, None), ("b", None), (None, "b"), ("b", "d"), ("aa", "dd"), ("d", "b"), ("x", None)):
+        assert table.count(low, high) == len(list(table.range(low, high))), (low, high)
