@@ -68,6 +68,7 @@ _ROOMS: Final = {
         "Enqueued",
         "Entry",
         "Item",
+        "LockBreak",
         "LockInfo",
         "Member",
         "Owner",
@@ -76,16 +77,23 @@ _ROOMS: Final = {
         "QueueStats",
         "Revision",
         "Rows",
+        "SemaphoreInfo",
         "Status",
     ),
     "tauraft_primitives.counters._blocking": ("Counter", "Ids"),
     "tauraft_primitives.counters.handle": ("AsyncCounter", "AsyncIds"),
     "tauraft_primitives.kv._blocking": ("KV",),
     "tauraft_primitives.kv.handle": ("AsyncKV", "Batch"),
-    "tauraft_primitives.locks._blocking": ("Hold", "Lock"),
-    "tauraft_primitives.locks.handle": ("AsyncHold", "AsyncLock"),
     "tauraft_primitives.queues._blocking": ("Claim", "Queue"),
     "tauraft_primitives.queues.handle": ("AsyncClaim", "AsyncClaiming", "AsyncQueue"),
+    "tauraft_primitives.holds._blocking": ("Hold",),
+    "tauraft_primitives.holds.handle": ("AsyncHold",),
+    "tauraft_primitives.locks._blocking": ("Lock", "LockAll"),
+    "tauraft_primitives.locks.handle": ("AsyncLock", "AsyncLockAll"),
+    "tauraft_primitives.rwlocks._blocking": ("RwHold", "RwLock", "RwMode"),
+    "tauraft_primitives.rwlocks.handle": ("AsyncRwHold", "AsyncRwLock", "AsyncRwMode"),
+    "tauraft_primitives.semaphores._blocking": ("Semaphore",),
+    "tauraft_primitives.semaphores.handle": ("AsyncSemaphore",),
 }
 _ROOM_OF: Final = MappingProxyType({name: room for room, names in _ROOMS.items() for name in names})
 
@@ -171,6 +179,7 @@ if TYPE_CHECKING:
         Enqueued as Enqueued,
         Entry as Entry,
         Item as Item,
+        LockBreak as LockBreak,
         LockInfo as LockInfo,
         Member as Member,
         Owner as Owner,
@@ -179,17 +188,28 @@ if TYPE_CHECKING:
         QueueStats as QueueStats,
         Revision as Revision,
         Rows as Rows,
+        SemaphoreInfo as SemaphoreInfo,
         Status as Status,
     )
     from tauraft_primitives.counters._blocking import Counter as Counter, Ids as Ids
     from tauraft_primitives.counters.handle import AsyncCounter as AsyncCounter, AsyncIds as AsyncIds
+    from tauraft_primitives.holds._blocking import Hold as Hold
+    from tauraft_primitives.holds.handle import AsyncHold as AsyncHold
     from tauraft_primitives.kv._blocking import KV as KV
     from tauraft_primitives.kv.handle import AsyncKV as AsyncKV, Batch as Batch
-    from tauraft_primitives.locks._blocking import Hold as Hold, Lock as Lock
-    from tauraft_primitives.locks.handle import AsyncHold as AsyncHold, AsyncLock as AsyncLock
+    from tauraft_primitives.locks._blocking import Lock as Lock, LockAll as LockAll
+    from tauraft_primitives.locks.handle import AsyncLock as AsyncLock, AsyncLockAll as AsyncLockAll
     from tauraft_primitives.queues._blocking import Claim as Claim, Queue as Queue
     from tauraft_primitives.queues.handle import (
         AsyncClaim as AsyncClaim,
         AsyncClaiming as AsyncClaiming,
         AsyncQueue as AsyncQueue,
     )
+    from tauraft_primitives.rwlocks._blocking import RwHold as RwHold, RwLock as RwLock, RwMode as RwMode
+    from tauraft_primitives.rwlocks.handle import (
+        AsyncRwHold as AsyncRwHold,
+        AsyncRwLock as AsyncRwLock,
+        AsyncRwMode as AsyncRwMode,
+    )
+    from tauraft_primitives.semaphores._blocking import Semaphore as Semaphore
+    from tauraft_primitives.semaphores.handle import AsyncSemaphore as AsyncSemaphore

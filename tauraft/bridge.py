@@ -20,7 +20,9 @@ import threading
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable
+from itertools import count
 from typing import Any, Protocol, TypeAlias
+from weakref import WeakKeyDictionary
 
 Call: TypeAlias = Callable[[Any], object]
 
@@ -225,15 +227,33 @@ def mailbox_here() -> AsyncioMailbox | TrioMailbox:
     return found
 
 
-def task_here() -> object:
-    """The running task. Raises ``RuntimeError`` outside asyncio and trio."""
+def task_number() -> int:
+    """Of the running task. Raises ``RuntimeError`` outside asyncio and trio."""
+    task: Any
     if asyncio._get_running_loop() is not None:
-        return asyncio.current_task()
-    if "trio" not in sys.modules:
+        task = asyncio.current_task()
+    elif "trio" not in sys.modules:
         raise RuntimeError("no asyncio or trio loop is running here; the blocking twin needs none")
-    import trio
+    else:
+        import trio
 
-    return trio.lowlevel.current_task()
+        task = trio.lowlevel.current_task()
+    number = _task_numbers.get(task)
+    if number is None:
+        number = _task_numbers[task] = next(_numbers)
+    return number
+
+
+def thread_number() -> int:
+    """Of the running thread; unlike its ident, it is never used again for another one."""
+    number: int | None = getattr(_here, "number", None)
+    if number is None:
+        number = _here.number = next(_numbers)
+    return number
+
+
+_numbers = count(1)
+_task_numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
 
 class Completions:
@@ -355,7 +375,7 @@ class SignalState:
             assert self._completions is not None
             self._completions.complete(waiter)
         if callbacks:
-            _run_apart(callbacks)
+            run_apart(callbacks)
 
     def add_hook(self, hook: Callable[[], object]) -> None:
         """Ours, not a user's: runs where ``set`` is called, at once when it was; must neither block nor raise."""
@@ -375,7 +395,7 @@ class SignalState:
             if not self.is_set:
                 self._callbacks.append(call)
                 return
-        _run_apart([call])
+        run_apart([call])
 
     def _register(self, waiter: Waiter) -> bool:
         with self._lock:
@@ -411,8 +431,9 @@ class SignalState:
         return self.is_set
 
 
-def _run_apart(callbacks: list[Callable[[], object]]) -> None:
-    # Users' code never runs on the engine's thread: it could block every session of the process.
+def run_apart(callbacks: list[Callable[[], object]]) -> None:
+    """Users' code never runs on the engine's thread: it could block every session of the process."""
+
     def run() -> None:
         for call in callbacks:
             call()

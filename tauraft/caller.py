@@ -21,13 +21,14 @@ import msgpack
 import trio
 
 from tauraft import engine, errors
-from tauraft.bridge import Completions, Mailbox, Reply, SignalState, mailbox_here
+from tauraft.bridge import Completions, Mailbox, Reply, SignalState, mailbox_here, run_apart
 from tauraft.client import Connector, Dialer
 from tauraft.command_protocol import PROTOCOL_VERSION, Hello
 from tauraft.engine import Engine, boottime_ns
 from tauraft.fsm import Command, Query
+from tauraft.handle import Reminder
 from tauraft.payloads import decode_answer, encode_message
-from tauraft.session import NEVER, Request, Session, Submission, margin_ns
+from tauraft.session import NEVER, Request, Session, Step, Submission, margin_ns
 from tauraft.system.messages import Transaction
 
 R = TypeVar("R")
@@ -247,8 +248,9 @@ class _CallerCore:
                 pass
 
     def _begin_submit(self, reply: Reply) -> None:
-        payload, command, waits, timeout_ns = reply.arguments
+        payload, command, waits, timeout_ns, reminder = reply.arguments
         assert self._session is not None
+        remind = None if reminder is None else (int(reminder.after * 1e9), lambda: self._remind(reply, reminder))
         try:
             reply.held = self._session.submit(
                 payload,
@@ -257,9 +259,26 @@ class _CallerCore:
                 timeout_ns=timeout_ns,
                 plain_timeout_ns=self._plain_ns,
                 done=reply.complete,
+                remind=remind,
             )
         except errors.TauraftError as error:
             reply.complete(None, error)
+
+    def _remind(self, reply: Reply, reminder: Reminder) -> None:
+        """The wait lasts: ask what its caller wants to know of it, and tell it if it still waits then."""
+        session = self._session
+        assert session is not None
+        query = reminder.ask(session.id)
+
+        def done(data: bytes | None, error: BaseException | None) -> None:
+            if data is not None and not reply.is_done and reply.held.step is Step.SENT:
+                answer = decode_answer(query, data)
+                run_apart([lambda: reminder.tell(answer)])
+
+        try:
+            session.ask(encode_message(query), query, consistency="linearizable", timeout_ns=self._plain_ns, done=done)
+        except errors.TauraftError:
+            pass  # it is about to be told of that itself
 
     def _begin_query(self, reply: Reply) -> None:
         payload, query, consistency, timeout_ns = reply.arguments
@@ -383,14 +402,16 @@ class _CallerCore:
             arguments,
         )
 
-    def _submission(self, mailbox: Mailbox | None, command: Command[Any], timeout: float | None) -> Reply:
+    def _submission(
+        self, mailbox: Mailbox | None, command: Command[Any], timeout: float | None, reminder: Reminder | None
+    ) -> Reply:
         self._must_be_open()
         if not isinstance(command, Command):
             raise TypeError(f"submit takes a Command, not {type(command).__name__}")
         waits: bool | None = getattr(type(command), "waits", None)
         timeout_ns = None if timeout is None else int(timeout * 1e9)
         self._check_room()
-        arguments = (encode_message(command), command, waits, timeout_ns)
+        arguments = (encode_message(command), command, waits, timeout_ns, reminder)
         return self._reply(mailbox, arguments, may_wait=waits is not False)
 
     def _question(self, mailbox: Mailbox | None, query: Query[Any], consistency: str, timeout: float | None) -> Reply:
@@ -514,9 +535,9 @@ class AsyncCaller(_CallerCore):
     def close_at_exit(self) -> None:
         Caller.close(self)  # type: ignore[arg-type]
 
-    async def submit(self, command: Command[R], timeout: float | None) -> R:
+    async def submit(self, command: Command[R], timeout: float | None, reminder: Reminder | None = None) -> R:
         mailbox = mailbox_here()
-        reply = self._submission(mailbox, command, timeout)
+        reply = self._submission(mailbox, command, timeout, reminder)
         self.engine.post_from_loop(self._begin_submit, reply, mailbox)
         answer: R = decode_answer(command, await reply.result())
         return answer
@@ -574,8 +595,8 @@ class Caller(_CallerCore):
     def close_at_exit(self) -> None:
         self.close(CLOSE_TIMEOUT_S)
 
-    def submit(self, command: Command[R], timeout: float | None) -> R:
-        reply = self._submission(None, command, timeout)
+    def submit(self, command: Command[R], timeout: float | None, reminder: Reminder | None = None) -> R:
+        reply = self._submission(None, command, timeout, reminder)
         self.engine.post(self._begin_submit, reply)
         answer: R = decode_answer(command, reply.result_blocking())
         return answer

@@ -131,7 +131,7 @@ class Mismatch(_Coded):
 
 
 class UpgradeRefused(_Coded):
-    """This change of version is not possible."""
+    """A reader asked for the write lock while it holds the read lock: it would wait for itself."""
 
 
 class Deadlock(_Coded):

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Coroutine, Generator
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, Protocol, Self, TypeAlias, TypeVar, overload
 
 from tauraft import errors
@@ -119,12 +121,30 @@ class _TenureMaker(Protocol):
         """Hand ``command`` to the engine and do not wait: what an interrupted caller gives back."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reminder:
+    """For a wait that lasts: after ``after`` seconds of it a question is asked, once, and ``tell`` is given the answer.
+
+    ``ask(session)``: the question, given the session's id. ``tell`` runs on a thread of its own; never after the wait ended.
+    """
+
+    ask: Callable[[int], Query[Any]]
+    tell: Callable[[Any], object]
+    after: float
+
+
 class AsyncHolder(AsyncSubmitter, _TenureMaker, Protocol):
     """A submitter that can also watch over holds."""
+
+    async def submit(
+        self, command: Command[R], *, timeout: float | None = None, reminder: Reminder | None = None
+    ) -> R: ...
 
 
 class Holder(Submitter, _TenureMaker, Protocol):
     """The blocking twin of ``AsyncHolder``."""
+
+    def submit(self, command: Command[R], *, timeout: float | None = None, reminder: Reminder | None = None) -> R: ...
 
 
 class _Signal:
@@ -206,10 +226,10 @@ class Open:
 
 
 class AsyncLossGuard:
-    """Cancels the body of an ``async with`` when ``tenure`` is lost. ``was_cut`` says that it did so."""
+    """Cancels the body of an ``async with`` when one of ``tenures`` is lost. ``was_cut`` says that it did so."""
 
-    def __init__(self, tenure: Tenure) -> None:
-        self._tenure = tenure
+    def __init__(self, *tenures: Tenure) -> None:
+        self._tenures = tenures
         self._scope: Any = None
         self.was_cut = False
 
@@ -220,7 +240,9 @@ class AsyncLossGuard:
 
         self._scope = anyio.CancelScope()
         self._scope.__enter__()
-        self._tenure.state.add_hook(mailbox_here().caller_of(self._scope.cancel))
+        cancel = mailbox_here().caller_of(self._scope.cancel)
+        for tenure in self._tenures:
+            tenure.state.add_hook(cancel)
         return self
 
     def __exit__(
@@ -236,7 +258,7 @@ class LossGuard:
 
     was_cut = False
 
-    def __init__(self, tenure: Tenure) -> None:
+    def __init__(self, *tenures: Tenure) -> None:
         pass
 
     def __enter__(self) -> Self:
@@ -247,24 +269,33 @@ class LossGuard:
 
 
 class AsyncHere:
-    """Where a call is made: what ``reentrant="task"`` means, and whose ``with`` is left."""
+    """Where a call is made: what ``reentrant="task"`` means, whose ``with`` is left, and who waits for whom."""
 
     @staticmethod
-    def scope() -> object:
-        """The running task, of asyncio or trio."""
-        from tauraft.bridge import task_here
+    def scope() -> int:
+        """The running task, of asyncio or trio, by a number that no other task or thread of this process ever has."""
+        from tauraft.bridge import task_number
 
-        return task_here()
+        return task_number()
 
 
 class Here:
     """The blocking twin: a thread is the scope."""
 
     @staticmethod
-    def scope() -> object:
-        from threading import get_ident
+    def scope() -> int:
+        from tauraft.bridge import thread_number
 
-        return get_ident()
+        return thread_number()
+
+
+def how_long_since(instant: datetime) -> str:
+    """For a person to read, by this machine's wall clock: "7 s", "4 m", "3 h", "2 d"."""
+    seconds = max(0, int((datetime.now(UTC) - instant).total_seconds()))
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
 
 
 # ---- checks at the call ----

@@ -17,13 +17,16 @@ from typing import Any, Literal, Self, TypeVar, overload
 from tauraft import errors
 from tauraft.caller import AsyncCaller, EngineTenure
 from tauraft.fsm import Command, Query
-from tauraft.handle import AsyncSignal, check_patience, check_timeout
+from tauraft.handle import AsyncSignal, Reminder, check_patience, check_timeout
 from tauraft.system.messages import Barrier
 from tauraft.types import Consistency, Member, Rows, Status
 from tauraft_primitives.counters.handle import AsyncCounter, AsyncIds
+from tauraft_primitives.fencing.handle import AsyncFenced
 from tauraft_primitives.kv.handle import AsyncKV
-from tauraft_primitives.locks.handle import AsyncLock
+from tauraft_primitives.locks.handle import AsyncLock, AsyncLockAll
 from tauraft_primitives.queues.handle import AsyncQueue
+from tauraft_primitives.rwlocks.handle import AsyncRwLock
+from tauraft_primitives.semaphores.handle import AsyncSemaphore
 
 R = TypeVar("R")
 A = TypeVar("A")
@@ -80,13 +83,14 @@ class AsyncPrimitives:
 
     # ---- what handles are made of ----
 
-    async def submit(self, command: Command[R], *, timeout: float | None = None) -> R:
+    async def submit(self, command: Command[R], *, timeout: float | None = None, reminder: Reminder | None = None) -> R:
         """Run ``command`` exactly once and return its answer.
 
         ``timeout``: a command that waits raises ``WaitTimeout`` with nothing held (default: for ever); a plain one raises
         ``Unavailable``, whose ``outcome`` says whether it may have taken effect (default: the facade's ``timeout``).
+        ``reminder``: what to say of a wait that lasts.
         """
-        return await self._caller.submit(command, check_patience(timeout))
+        return await self._caller.submit(command, check_patience(timeout), reminder)
 
     async def query(
         self, query: Query[R], *, consistency: Consistency = "linearizable", timeout: float | None = None
@@ -171,6 +175,22 @@ class AsyncPrimitives:
     def ids(self, name: str, *, block: int = 100) -> AsyncIds:
         """Unique ids by name. ``block``: how many are reserved at a time for ``next``."""
         return AsyncIds(self, name, block=block)
+
+    def lock_all(self, names: Sequence[str], *, timeout: float | None = None, ttl: float | None = None) -> AsyncLockAll:
+        """Several locks, all or none."""
+        return AsyncLockAll(self, names, timeout=timeout, ttl=ttl)
+
+    def semaphore(self, name: str, permits: int, *, timeout: float | None = None) -> AsyncSemaphore:
+        """So many permits in all the cluster."""
+        return AsyncSemaphore(self, name, permits, timeout=timeout)
+
+    def rwlock(self, name: str, *, timeout: float | None = None) -> AsyncRwLock:
+        """Many readers or one writer: ``async with cluster.rwlock("x").read``."""
+        return AsyncRwLock(self, name, timeout=timeout)
+
+    def fenced(self, token: int) -> AsyncKV:
+        """KV whose writes are refused (``NotHolder``) unless the hold of ``token`` still holds, each in one command."""
+        return AsyncKV(AsyncFenced(self, token))
 
     # ---- the cluster ----
 

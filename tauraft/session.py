@@ -84,7 +84,9 @@ class Step(Enum):
 class Submission:
     """One command on its way. ``waits``: True, False, or None while nobody has said whether it waits."""
 
-    __slots__ = ("deadline_ns", "done", "message", "payload", "sequence", "step", "times_sent", "wait_ns", "waits")
+    __slots__ = (
+        "deadline_ns", "done", "message", "payload", "remind", "sequence", "step", "times_sent", "wait_ns", "waits",
+    )  # fmt: skip
 
     def __init__(
         self, payload: bytes, message: Any, waits: bool | None, wait_ns: int, deadline_ns: int, done: Done | None
@@ -98,6 +100,7 @@ class Submission:
         self.sequence = 0
         self.step = Step.UNSENT
         self.times_sent = 0
+        self.remind: tuple[int, Callable[[], object]] | None = None  # after so many ns of waiting
 
     def finish(self, data: bytes | None, error: BaseException | None) -> None:
         self.step = Step.DONE
@@ -145,6 +148,21 @@ class Retry:
         return self.submission.step
 
 
+class Reminding:
+    """A submission that waits, and whose caller wants to know what for when it lasts."""
+
+    __slots__ = ("deadline_ns", "remind", "submission")
+
+    def __init__(self, submission: Submission, deadline_ns: int, remind: Callable[[], object]) -> None:
+        self.submission = submission
+        self.deadline_ns = deadline_ns
+        self.remind = remind
+
+    @property
+    def step(self) -> Step:
+        return self.submission.step
+
+
 class Session:
     """See the module's theory. ``on_lost``, ``on_open`` are called once; ``earlier`` when ``next_deadline`` moved forward."""
 
@@ -181,7 +199,7 @@ class Session:
         self._unsent_count = 0
         self._requests: dict[int, Request] = {}
         self._next_request = 1
-        self._deadlines: list[tuple[int, int, Submission | Request | Retry]] = []
+        self._deadlines: list[tuple[int, int, Submission | Request | Retry | Reminding]] = []
         self._pushed = 0
         self._armed_ns = 0
         self._open_sent_ns: int | None = None
@@ -215,8 +233,10 @@ class Session:
         timeout_ns: int | None,
         plain_timeout_ns: int,
         done: Done,
+        remind: tuple[int, Callable[[], object]] | None = None,
     ) -> Submission:
         """Take one command. ``timeout_ns`` None: for ever if it waits, else ``plain_timeout_ns``.
+        ``remind``: called once when it has waited for so many nanoseconds.
 
         Raises ``Overloaded``, ``SessionLost`` or ``AlreadyClosed``, all of them certain: nothing was taken.
         """
@@ -235,6 +255,7 @@ class Session:
             # The log's own patience begins at the entry's stamp and is longer: it acts only where the client cannot.
             wait_ns = 0 if timeout_ns is None or waits is False else timeout_ns + GRACE_NS
         submission = Submission(payload, message, waits, wait_ns, deadline, done)
+        submission.remind = remind
         if deadline < NEVER:
             self._push_deadline(deadline, submission)
         if self._attached:
@@ -374,6 +395,9 @@ class Session:
                 continue
             if isinstance(waiter, Retry):
                 self._send(waiter.submission)
+            elif isinstance(waiter, Reminding):
+                if waiter.step is Step.SENT:
+                    waiter.remind()
             elif isinstance(waiter, Request):
                 self._requests.pop(waiter.number, None)
                 waiter.finish(None, self._unavailable("not-applied" if waiter.repeatable else "unknown"))
@@ -391,7 +415,7 @@ class Session:
         if self.state in (State.CLOSING, State.CLOSED):
             raise errors.AlreadyClosed("the cluster was closed; nothing was sent")
 
-    def _push_deadline(self, deadline: int, waiter: Submission | Request | Retry) -> None:
+    def _push_deadline(self, deadline: int, waiter: Submission | Request | Retry | Reminding) -> None:
         self._pushed += 1
         heapq.heappush(self._deadlines, (deadline, self._pushed, waiter))
         if deadline < self._armed_ns:
@@ -487,6 +511,11 @@ class Session:
     def _waiting(self, waiting: Waiting) -> None:
         self.seen_index = max(self.seen_index, waiting.index)
         submission = self._outstanding.get(waiting.sequence)
+        if submission is not None and submission.remind is not None:
+            after_ns, remind = submission.remind
+            submission.remind = None  # once, however often it is said again that it waits
+            at_ns = self._clock() + after_ns
+            self._push_deadline(at_ns, Reminding(submission, at_ns, remind))
         if submission is not None and submission.waits is None:
             submission.waits = True
             # Without a time-out of its own it had the plain one until somebody said that it waits.

@@ -34,10 +34,14 @@ RENAMED: Final = {
 TWINS: Final = (
     ("tauraft.primitives", "tauraft._blocking.primitives"),
     ("tauraft.cluster", "tauraft._blocking.cluster"),
+    ("tauraft_primitives.fencing.handle", "tauraft_primitives.fencing._blocking"),
+    ("tauraft_primitives.holds.handle", "tauraft_primitives.holds._blocking"),
     ("tauraft_primitives.kv.handle", "tauraft_primitives.kv._blocking"),
     ("tauraft_primitives.locks.handle", "tauraft_primitives.locks._blocking"),
     ("tauraft_primitives.queues.handle", "tauraft_primitives.queues._blocking"),
     ("tauraft_primitives.counters.handle", "tauraft_primitives.counters._blocking"),
+    ("tauraft_primitives.rwlocks.handle", "tauraft_primitives.rwlocks._blocking"),
+    ("tauraft_primitives.semaphores.handle", "tauraft_primitives.semaphores._blocking"),
 )
 _ASYNC_NAME: Final = re.compile(r"\bAsync(?=[A-Z])")
 _WORDS: Final = re.compile(r"\b(async|await) +(?=\S)")

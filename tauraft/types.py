@@ -118,13 +118,27 @@ class Rows(Sequence[tuple[Any, ...]]):
 
 
 @dataclass(frozen=True, slots=True)
+class LockBreak:
+    """An operator took the lock from its ``holder``: who did, when and why."""
+
+    by: Owner
+    at: datetime
+    reason: str
+    holder: Owner
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
 class LockInfo:
+    """``waiters`` in the order in which they are served. ``last_break``: the last time that it was broken."""
+
     name: str
     holder: Owner | None
     token: int | None
     reason: str | None
     since: datetime | None
     waiters: tuple[Owner, ...]
+    last_break: LockBreak | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,3 +173,14 @@ class QueueStats:
     claimed: int
     dead: int
     oldest_age: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SemaphoreInfo:
+    """``available``: below 0 while more are out than a smaller ``resize`` allows."""
+
+    name: str
+    permits: int
+    available: int
+    holders: tuple[Owner, ...]
+    waiters: tuple[Owner, ...]

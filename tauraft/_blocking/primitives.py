@@ -18,13 +18,16 @@ from typing import Any, Literal, Self, TypeVar, overload
 from tauraft import errors
 from tauraft.caller import Caller, EngineTenure
 from tauraft.fsm import Command, Query
-from tauraft.handle import Signal, check_patience, check_timeout
+from tauraft.handle import Signal, Reminder, check_patience, check_timeout
 from tauraft.system.messages import Barrier
 from tauraft.types import Consistency, Member, Rows, Status
 from tauraft_primitives.counters._blocking import Counter, Ids
+from tauraft_primitives.fencing._blocking import Fenced
 from tauraft_primitives.kv._blocking import KV
-from tauraft_primitives.locks._blocking import Lock
+from tauraft_primitives.locks._blocking import Lock, LockAll
 from tauraft_primitives.queues._blocking import Queue
+from tauraft_primitives.rwlocks._blocking import RwLock
+from tauraft_primitives.semaphores._blocking import Semaphore
 
 R = TypeVar("R")
 A = TypeVar("A")
@@ -81,13 +84,14 @@ class Primitives:
 
     # ---- what handles are made of ----
 
-    def submit(self, command: Command[R], *, timeout: float | None = None) -> R:
+    def submit(self, command: Command[R], *, timeout: float | None = None, reminder: Reminder | None = None) -> R:
         """Run ``command`` exactly once and return its answer.
 
         ``timeout``: a command that waits raises ``WaitTimeout`` with nothing held (default: for ever); a plain one raises
         ``Unavailable``, whose ``outcome`` says whether it may have taken effect (default: the facade's ``timeout``).
+        ``reminder``: what to say of a wait that lasts.
         """
-        return self._caller.submit(command, check_patience(timeout))
+        return self._caller.submit(command, check_patience(timeout), reminder)
 
     def query(
         self, query: Query[R], *, consistency: Consistency = "linearizable", timeout: float | None = None
@@ -172,6 +176,22 @@ class Primitives:
     def ids(self, name: str, *, block: int = 100) -> Ids:
         """Unique ids by name. ``block``: how many are reserved at a time for ``next``."""
         return Ids(self, name, block=block)
+
+    def lock_all(self, names: Sequence[str], *, timeout: float | None = None, ttl: float | None = None) -> LockAll:
+        """Several locks, all or none."""
+        return LockAll(self, names, timeout=timeout, ttl=ttl)
+
+    def semaphore(self, name: str, permits: int, *, timeout: float | None = None) -> Semaphore:
+        """So many permits in all the cluster."""
+        return Semaphore(self, name, permits, timeout=timeout)
+
+    def rwlock(self, name: str, *, timeout: float | None = None) -> RwLock:
+        """Many readers or one writer: ``with cluster.rwlock("x").read``."""
+        return RwLock(self, name, timeout=timeout)
+
+    def fenced(self, token: int) -> KV:
+        """KV whose writes are refused (``NotHolder``) unless the hold of ``token`` still holds, each in one command."""
+        return KV(Fenced(self, token))
 
     # ---- the cluster ----
 

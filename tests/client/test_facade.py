@@ -18,10 +18,11 @@ from tauraft import errors
 from tauraft._blocking.primitives import Primitives
 from tauraft.caller import AsyncCaller, Caller
 from tauraft.primitives import AsyncPrimitives
+from tauraft_plugins.fencing.fsm import Fencing
 from tauraft_plugins.kv.fsm import KeyValue
 from tauraft_plugins.locks.fsm import Locks
+from tauraft_primitives.fencing.messages import CheckHold
 from tauraft_primitives.kv.messages import Put
-from tauraft_primitives.locks.messages import CheckHold
 from tests.session.machine_replica import MachineHost
 
 NAMESPACE = "/raft/test"
@@ -29,7 +30,7 @@ NAMESPACE = "/raft/test"
 
 @pytest.fixture
 def host() -> MachineHost:
-    return MachineHost([KeyValue, Locks])
+    return MachineHost([KeyValue, Locks, Fencing])
 
 
 def blocking(host: MachineHost, session_ttl: float = 10) -> Primitives:

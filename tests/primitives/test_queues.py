@@ -10,12 +10,13 @@ import pytest
 from tauraft import errors
 from tauraft.system.messages import Transaction
 from tauraft.types import QueueStats
+from tauraft_plugins.fencing.fsm import HOLDERS, Fencing
 from tauraft_plugins.kv.fsm import KeyValue
-from tauraft_plugins.locks.fsm import Locks
 from tauraft_plugins.queues import fsm
 from tauraft_plugins.queues.fsm import Queues
+from tauraft_primitives.fencing.messages import CheckHold
 from tauraft_primitives.kv.messages import Get, Put
-from tauraft_primitives.locks.messages import Acquire, CheckHold
+from tauraft_primitives.locks.messages import Acquire
 from tauraft_primitives.queues.messages import (
     Ack,
     Bury,
@@ -679,7 +680,7 @@ def test_stats_tell_the_age_of_the_oldest_item_that_is_not_done(replica: Harness
 
 
 def test_an_outbox_is_one_step_or_nothing() -> None:
-    replica = Harness(Queues, KeyValue, Locks)
+    replica = Harness(KeyValue, *HOLDERS, Fencing)
     alice, bob = replica.open(), replica.open()
     token = alice.run(Acquire("x")).value.token
     waiting = wait_for_claim(bob, "mails")

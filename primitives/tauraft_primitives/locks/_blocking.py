@@ -1,133 +1,59 @@
 # Generated from tauraft_primitives.locks.handle by `python -m tauraft.twin`; change that file, not this one.
-"""Locks as a caller holds them: ``Lock`` by name, ``Hold`` for what was granted.
+"""Locks as a caller holds them: ``Lock`` by name, ``LockAll`` for several at once.
 
-An acquire is one waiting command; the answer is the fencing token.  What follows the grant is interruption-proof: until
-the hold is in the caller's hands, whatever goes wrong gives it back through the engine (``submit_soon``).
+An acquire is one waiting command; the answer is the fencing token.  What a hold is, how it is taken so that nothing stays
+held when the caller is interrupted, and what leaving a block does, is in ``tauraft_primitives.holds``.
 
-A hold is as safe as its *tenure* (``tauraft.handle``): it counts this process out before the cluster gives the lock
-to another (SAFETY 2).  A hold with a ttl that was granted after waiting is confirmed by a renewal before it is
-returned, and its deadline counts from that.  A hold that was lost is not released: others may rely on ``lock_delay``,
-which is for lost holds.
+A reentrant lock looks first whether this task, thread or session holds it: the inner ``with`` gives the same hold,
+with no round trip, and each must be left.
 
 The blocking twin, ``_blocking.py``, is generated from this file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, cast
+from types import MappingProxyType, TracebackType
+from typing import Any, Literal, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from tauraft import errors
-from tauraft.handle import (
-    Here,
-    Holder,
-    LossGuard,
-    Signal,
-    Tenure,
-    check_name,
-    check_patience,
-    check_ttl,
-)
+from tauraft.fsm import Command
+from tauraft.handle import Here, Holder, check_name, check_patience
 from tauraft.types import LockInfo
-from tauraft_primitives.locks.messages import Acquire, Break, Holds, Info, Release, Renew
+from tauraft_primitives.holds._blocking import (
+    HeldBlock,
+    Hold,
+    OneHeld,
+    next_attempt,
+    reminder_of,
+    take,
+)
+from tauraft_primitives.locks.messages import (
+    MIN_TTL_S,
+    Acquire,
+    AcquireAll,
+    AskStanding,
+    Break,
+    GiveBack,
+    Grant,
+    Holds,
+    Info,
+    Release,
+    Renew,
+    check_priority,
+    check_reason,
+    check_seconds,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-# A wait this much of the ttl long is confirmed by a renewal: less of the ttl would be left otherwise.
-CONFIRM_AFTER = 0.05
 
 # Reentrant holds by facade, then (name, kind of scope, scope): every handle of that name finds them.
 _reentrant: WeakKeyDictionary[object, dict[tuple[str, str, object], Hold]] = WeakKeyDictionary()
 
 
-class Hold:
-    """A granted lock. ``token`` is its fencing token: give it to whatever the lock protects."""
-
-    def __init__(self, lock: Lock, token: int, tenure: Tenure, scope: object) -> None:
-        self.name = lock.name
-        self.token = token
-        self.lost = Signal(tenure.state)
-        self._lock = lock
-        self._tenure = tenure
-        self._scope = scope
-        self._depth = 1
-        self._is_released = False
-
-    @property
-    def deadline(self) -> float:
-        """On CLOCK_BOOTTIME, in seconds: never after what the cluster promises."""
-        return self._tenure.deadline
-
-    def remaining(self) -> float:
-        """Seconds until this process must count itself out; <= 0: lost."""
-        return self._tenure.remaining()
-
-    def check(self) -> None:
-        """Local, no round trip. Raises ``LockLost``."""
-        if self._is_released or self._tenure.is_lost:
-            raise self._lost()
-
-    def verify(self) -> None:
-        """Ask the cluster. Raises ``LockLost`` when it knows another holder, or none."""
-        self.check()
-        if not self._lock._holder.query(Holds(self.name, self.token)):
-            raise self._lost()
-
-    def release(self) -> None:
-        """Give it back. Raises ``NotHolder`` when it was released before, or lost. Of a reentrant hold: one level."""
-        if self._is_released or self._tenure.is_lost:
-            self._end()
-            raise errors.NotHolder(f"lock {self.name!r} is not held with token {self.token} any more; nothing changed")
-        if self._depth > 1:
-            self._depth -= 1
-            return
-        self._end()
-        command = Release(self.name, self.token)
-        try:
-            self._lock._holder.submit(command)
-        except errors.Refused:
-            raise
-        except BaseException:
-            # Interrupted or unanswered: the engine goes on saying it, so that nobody waits for the ttl.
-            self._lock._holder.submit_soon(command)
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        if self._is_released:
-            return None  # given back inside the block
-        if not self._tenure.is_lost:
-            try:
-                self.release()
-            except errors.NotHolder:
-                if kind is None:
-                    raise self._lost() from None
-            return None
-        self._end()
-        if kind is None:
-            raise self._lost()
-        return None
-
-    def _end(self) -> None:
-        self._is_released = True
-        self._tenure.end()
-        self._lock._forget(self)
-
-    def _lost(self) -> errors.LockLost:
-        return errors.LockLost(
-            f"lock {self.name!r} with token {self.token} is lost: another may hold it now; stop what it protects",
-            token=self.token,
-        )
-
-
-class Lock:
+class Lock(OneHeld[Hold]):
     """A lock by name. Made without I/O; may be shared by tasks and threads."""
 
     def __init__(
@@ -144,31 +70,32 @@ class Lock:
         reason: str | None = None,
         on_loss: Literal["cancel", "signal"] = "cancel",
     ) -> None:
+        super().__init__()
         self.name = check_name(name)
-        self._holder = holder
-        self._timeout = check_patience(timeout)
-        self._ttl = check_ttl(ttl)
-        self._renew = renew
-        self._lock_delay = 0.0 if lock_delay == 0 else cast(float, check_ttl(lock_delay, "lock_delay"))
+        if type(renew) is not bool:
+            raise TypeError(f"renew must be bool, not {type(renew).__name__}")
         if reentrant not in (None, "task", "thread", "session"):
             raise errors.InvalidArgument(
                 f"reentrant is {reentrant!r}; it is task, thread or session", option="reentrant"
             )
         if on_loss not in ("cancel", "signal"):
             raise errors.InvalidArgument(f"on_loss is {on_loss!r}; it is cancel or signal", option="on_loss")
-        if isinstance(priority, bool) or not isinstance(priority, int):
-            raise TypeError(f"priority must be int, not {type(priority).__name__}")
-        if reason is not None and not isinstance(reason, str):
-            raise TypeError(f"reason must be str, not {type(reason).__name__}")
+        check_priority(priority)
+        if reason is not None:
+            check_reason(reason)
+        self._holder = holder
+        self._timeout = check_patience(timeout)
+        self._ttl = None if ttl is None else check_seconds("ttl", ttl, MIN_TTL_S)
+        self._renew = renew
+        self._lock_delay = check_seconds("lock_delay", lock_delay, 0)
         self._reentrant = reentrant
         self._priority = priority
         self._reason = reason
         self._on_loss = on_loss
-        self._held: list[Hold] = []
-        self._entered: list[tuple[object, Hold, LossGuard | None]] = []
+        self._held: list[tuple[object, Hold]] = []
 
     def acquire(self, timeout: float | None = None, blocking: bool = True) -> Hold:
-        """Wait for the lock, first come first served. Raises ``WaitTimeout`` with nothing held.
+        """Wait for the lock, first come first served. Raises ``WaitTimeout`` with nothing held, or ``Deadlock``.
 
         ``timeout`` None: the handle's own, which defaults to for ever. ``blocking=False`` is ``timeout=0``.
         """
@@ -177,41 +104,7 @@ class Lock:
             patience = 0.0
         elif patience is None:
             patience = self._timeout
-        again = self._enter_again()
-        if again is not None:
-            return again
-        holder = self._holder
-        started = holder.now()
-        peer_id, host, pid, label = holder.whoami()
-        command = Acquire(
-            self.name,
-            ttl=self._ttl,
-            lock_delay=self._lock_delay,
-            priority=self._priority,
-            reason=self._reason,
-            peer_id=peer_id,
-            host=host,
-            pid=pid,
-            label=label,
-        )
-        token = (holder.submit(command, timeout=patience)).token
-        try:
-            if self._ttl is not None and holder.now() - started > self._ttl * CONFIRM_AFTER:
-                started = holder.now()
-                holder.submit(Renew(self.name, token))
-            renewal = Renew(self.name, token) if self._ttl is not None and self._renew else None
-            tenure = holder.tenure(ttl=self._ttl, started=started, renewal=renewal)
-            hold = Hold(self, token, tenure, Here.scope())
-            if tenure.is_lost:
-                hold._end()
-                raise hold._lost()
-            self._held.append(hold)
-            if self._reentrant is not None:
-                _reentrant.setdefault(holder, {})[self._key()] = hold
-            return hold
-        except BaseException:
-            holder.submit_soon(Release(self.name, token))
-            raise
+        return self._enter_again() or self._enter_anew(patience)
 
     def try_acquire(self) -> Hold | None:
         """The lock if it is free, else None, at once."""
@@ -223,8 +116,8 @@ class Lock:
     def release(self) -> None:
         """Give back the hold that this handle took last, in this task or thread. Raises ``NotHolder``."""
         scope = Here.scope()
-        for hold in reversed(self._held):
-            if hold._scope == scope:
+        for where, hold in reversed(self._held):
+            if where == scope:
                 hold.release()
                 return
         raise errors.NotHolder(f"lock {self.name!r} was not taken here; nothing changed")
@@ -234,34 +127,16 @@ class Lock:
         return (self.info()).token is not None
 
     def info(self) -> LockInfo:
+        """Who holds it, since when and why; who waits; who broke it last."""
         return self._holder.query(Info(self.name))
 
     def break_(self, reason: str) -> bool:
-        """For operators: take it from whoever holds it; audited. False: nobody did."""
-        return self._holder.submit(Break(self.name, check_name(reason, "reason")))
+        """For operators: take it from whoever holds it. Who did and why stays on record. False: nobody held it.
 
-    def __enter__(self) -> Hold:
-        hold = self.acquire()
-        guard = LossGuard(hold._tenure) if self._on_loss == "cancel" else None
-        self._entered.append((Here.scope(), hold, guard))
-        if guard is not None:
-            guard.__enter__()
-        return hold
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        scope = Here.scope()
-        place = max(place for place, entered in enumerate(self._entered) if entered[0] == scope)
-        _, hold, guard = self._entered.pop(place)
-        if guard is not None:
-            swallowed = guard.__exit__(kind, error, trace)
-            if guard.was_cut:
-                hold._end()
-                raise hold._lost()
-            if swallowed:
-                kind = error = trace = None
-        return hold.__exit__(kind, error, trace)
+        Its holder learns of it at its next ``verify``, release, renewal or fenced write.
+        """
+        peer_id, host, pid, label = self._holder.whoami()
+        return self._holder.submit(Break(self.name, reason, peer_id, host, pid, label))
 
     def __call__(self, function: F) -> F:
         """As a decorator: holds the lock around each call."""
@@ -272,6 +147,47 @@ class Lock:
                 return function(*args, **kwargs)
 
         return cast(F, call)
+
+    def _take(self) -> Hold:
+        return self.acquire()
+
+    def _enter_anew(self, patience: float | None) -> Hold:
+        peer_id, host, pid, label = self._holder.whoami()
+        attempt = next_attempt()
+        renews = self._ttl is not None and self._renew
+        command = Acquire(
+            self.name,
+            ttl=self._ttl,
+            lock_delay=self._lock_delay,
+            priority=self._priority,
+            reason=self._reason,
+            peer_id=peer_id,
+            host=host,
+            pid=pid,
+            label=label,
+            renews=renews,
+            patience=patience,
+            party=Here.scope(),
+            attempt=attempt,
+        )
+
+        def build(grant: Grant, started: float) -> Hold:
+            hold = _hold_of(self._holder, self.name, grant.token, self._ttl, started, renews, self._forget)
+            self._held.append((Here.scope(), hold))
+            if self._reentrant is not None:
+                _reentrant.setdefault(self._holder, {})[self._key()] = hold
+            return hold
+
+        return take(
+            self._holder,
+            command,
+            GiveBack((self.name,), attempt),
+            build,
+            patience=patience,
+            reminder=reminder_of(f"lock {self.name!r}", lambda session: AskStanding(self.name, session, attempt)),
+            ttl=self._ttl,
+            renewals=lambda grant: [Renew(self.name, grant.token)],
+        )
 
     def _key(self) -> tuple[str, str, object]:
         kind = self._reentrant or ""
@@ -288,8 +204,112 @@ class Lock:
         return hold
 
     def _forget(self, hold: Hold) -> None:
-        if hold in self._held:
-            self._held.remove(hold)
+        self._held = [(where, other) for where, other in self._held if other is not hold]
         known = _reentrant.get(self._holder, {})
         for key in [key for key, other in known.items() if other is hold]:
             del known[key]
+
+
+class LockAll(HeldBlock[Mapping[str, Hold]]):
+    """Several locks, all or none: whoever takes its locks only so cannot deadlock, in whatever order it names them."""
+
+    def __init__(
+        self, holder: Holder, names: Sequence[str], *, timeout: float | None = None, ttl: float | None = None
+    ) -> None:
+        super().__init__()
+        if isinstance(names, str):
+            raise TypeError("names must be a sequence of str, not one str")
+        self.names = tuple(names)
+        AcquireAll(self.names)  # looks at them
+        self._holder = holder
+        self._timeout = check_patience(timeout)
+        self._ttl = None if ttl is None else check_seconds("ttl", ttl, MIN_TTL_S)
+
+    def acquire(self, timeout: float | None = None) -> Mapping[str, Hold]:
+        """Wait until all are free, in fair order, holding none meanwhile. Raises ``WaitTimeout``, ``Deadlock``."""
+        patience = check_patience(timeout)
+        if patience is None:
+            patience = self._timeout
+        peer_id, host, pid, label = self._holder.whoami()
+        attempt = next_attempt()
+        renews = self._ttl is not None
+        command = AcquireAll(
+            self.names,
+            ttl=self._ttl,
+            peer_id=peer_id,
+            host=host,
+            pid=pid,
+            label=label,
+            renews=renews,
+            patience=patience,
+            party=Here.scope(),
+            attempt=attempt,
+        )
+
+        def build(grant: Grant, started: float) -> Mapping[str, Hold]:
+            granted = zip(self.names, grant.tokens, strict=True)
+            return MappingProxyType(
+                {name: _hold_of(self._holder, name, token, self._ttl, started, renews) for name, token in granted}
+            )
+
+        what = f"locks {', '.join(map(repr, self.names))}"
+        return take(
+            self._holder,
+            command,
+            GiveBack(self.names, attempt),
+            build,
+            patience=patience,
+            reminder=reminder_of(what, lambda session: AskStanding(self.names[0], session, attempt)),
+            ttl=self._ttl,
+            renewals=lambda grant: [Renew(name, token) for name, token in zip(self.names, grant.tokens, strict=True)],
+        )
+
+    def _take(self) -> Mapping[str, Hold]:
+        return self.acquire()
+
+    def _parts(self, held: Mapping[str, Hold]) -> tuple[Hold, ...]:
+        return tuple(held.values())
+
+    def _leave(
+        self,
+        held: Mapping[str, Hold],
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        """Gives back in one command what was not given back inside the block."""
+        held_still = [hold for hold in held.values() if not hold._is_released]
+        lost = next((hold for hold in held_still if hold._tenure.is_lost), None)
+        releases: list[Command[None]] = [hold._release for hold in held_still if not hold._tenure.is_lost]
+        try:
+            for hold in held_still:
+                hold._end()
+            if releases:
+                self._holder.transaction(*releases)
+        except errors.NotHolder:
+            # One was broken: the others are given back all the same.
+            for hold in held_still:
+                self._holder.submit_soon(hold._release)
+            lost = lost or held_still[0]
+        except BaseException:
+            for hold in held_still:
+                self._holder.submit_soon(hold._release)
+            raise
+        if lost is not None and kind is None:
+            raise lost._lost() from None
+        return None
+
+
+def _hold_of(
+    holder: Holder,
+    name: str,
+    token: int,
+    ttl: float | None,
+    started: float,
+    renews: bool,
+    ended: Callable[[Hold], object] = lambda hold: None,
+) -> Hold:
+    tenure = holder.tenure(ttl=ttl, started=started, renewal=Renew(name, token) if renews else None)
+    return Hold(
+        holder, "lock", name, token, tenure, release=Release(name, token), holds=Holds(name, token), ended=ended
+    )

@@ -1,0 +1,1 @@
+"""Fencing: the message, and the handle whose writes depend on a hold."""

@@ -1,0 +1,39 @@
+# Generated from tauraft_primitives.fencing.handle by `python -m tauraft.twin`; change that file, not this one.
+"""Writes that depend on a hold: each command goes out in one transaction with the question whether it still holds.
+
+``Fenced`` is a submitter, so any handle can be built on it: ``KV(Fenced(cluster, hold.token))``.
+The blocking twin, ``_blocking.py``, is generated from this file.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from tauraft.fsm import Command, Query
+from tauraft.handle import Submitter
+from tauraft.types import Consistency
+from tauraft_primitives.fencing.messages import CheckHold, check_token
+
+R = TypeVar("R")
+
+
+class Fenced:
+    """A submitter whose commands are refused (``NotHolder``) unless the hold of ``token`` still holds. Queries are not."""
+
+    def __init__(self, submitter: Submitter, token: int) -> None:
+        self._submitter = submitter
+        self._check = CheckHold(check_token(token))
+
+    def submit(self, command: Command[R], *, timeout: float | None = None) -> R:
+        """In one transaction with the check; so a command that waits is refused (``InvalidCommand``)."""
+        _, answer = self._submitter.transaction(self._check, command, timeout=timeout)
+        return answer
+
+    def query(
+        self, query: Query[R], *, consistency: Consistency = "linearizable", timeout: float | None = None
+    ) -> R:
+        return self._submitter.query(query, consistency=consistency, timeout=timeout)
+
+    def transaction(self, *commands: Command[Any], timeout: float | None = None) -> tuple[Any, ...]:
+        _, *answers = self._submitter.transaction(self._check, *commands, timeout=timeout)
+        return tuple(answers)

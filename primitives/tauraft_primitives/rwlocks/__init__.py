@@ -1,0 +1,1 @@
+"""Locks for readers and writers: messages and handle."""
