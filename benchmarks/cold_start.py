@@ -1,4 +1,4 @@
-"""Seconds from the start of a process to its first acknowledged write, imports included: ``python benchmarks/cold_start.py``.
+"""Seconds from the start of a process to its first acknowledged write, imports included: ``python -m benchmarks.cold_start``.
 
 Four cases on empty directories, preset ``local``: a node alone; a second process of the same script (a standby); three nodes with a
 directory each started at once (the slowest counts); and all three started again after kill -9.  ``--imports`` prints the twenty most
@@ -16,8 +16,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-
-sys.path[:0] = [str(Path(__file__).parents[1] / part) for part in (".", "plugins", "primitives")]
 
 from tests.cluster.harness import Processes, Worker
 
@@ -62,7 +60,7 @@ def one_round() -> dict[str, float]:
 
 def imports() -> str:
     with tempfile.TemporaryDirectory(prefix="cold-start-") as directory:
-        environment = {**os.environ, "TAURAFT_STATE_DIR": directory, "PYTHONPATH": os.pathsep.join(sys.path[:3])}
+        environment = {**os.environ, "TAURAFT_STATE_DIR": directory}
         done = subprocess.run(
             [sys.executable, "-X", "importtime", "-c", SCRIPT, ""],
             stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, check=True,

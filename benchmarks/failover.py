@@ -1,4 +1,4 @@
-"""How long writes stand still when the leader's process is killed: ``python benchmarks/failover.py [--rounds 20]``.
+"""How long writes stand still when the leader's process is killed: ``python -m benchmarks.failover [--rounds 20]``.
 
 Three voters, each a process with a data directory of its own.  Two writers put one key after another: a ``Client`` over libp2p in this
 process, and the process of a follower itself.  Each round kills the leader with SIGKILL and measures, for each writer, the longest
@@ -17,8 +17,6 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
-
-sys.path[:0] = [str(Path(__file__).parents[1] / part) for part in (".", "plugins", "primitives")]
 
 import tauraft
 from tests.cluster.harness import Processes, Worker, eventually

@@ -47,6 +47,10 @@ class Host(Protocol):
     def problem(self) -> BaseException | None:
         """Why it will never serve (a wrong key, a lost directory); None as long as there is hope."""
 
+    @property
+    def trouble(self) -> str:
+        """Why it does not serve at the moment, in a clause for an error; empty while it does, or where nobody knows."""
+
 
 HostManager: TypeAlias = AbstractAsyncContextManager[Host]
 OpenHost: TypeAlias = Callable[[Engine], HostManager]
@@ -214,6 +218,16 @@ class _CallerCore:
             raise errors.Shutdown("not started yet: use `with`, or call start(); nothing was sent")
         self._engine.must_be_usable()
 
+    @property
+    def _trouble(self) -> str:
+        return "" if self.host is None else self.host.trouble
+
+    def _no_leader(self, timeout: float | None) -> errors.NoLeader:
+        problem = self._trouble or ("" if self.connector is None else self.connector.last_failure)
+        return errors.NoLeader(
+            f"no leader and session within {timeout:g} s{': ' + problem if problem else ''}; all is closed again"
+        )
+
     def whoami(self) -> tuple[str, str, int, str | None]:
         self._must_be_open()
         hello = self._hello
@@ -373,6 +387,7 @@ class _CallerCore:
             on_open=self._has_opened,
             on_lost=self._session_was_lost,
             earlier=earlier,
+            trouble=lambda: self._trouble,
         )
         return self._session
 
@@ -465,12 +480,6 @@ class _CallerCore:
         return Reply(mailbox, engine_.post, engine_.post_lazily, engine_.completions, self._give_up_start, None, None)
 
 
-def _no_leader(timeout: float | None, problem: str) -> errors.NoLeader:
-    return errors.NoLeader(
-        f"no leader and session within {timeout:g} s{': ' + problem if problem else ''}; all is closed again"
-    )
-
-
 def _transaction(commands: Sequence[Command[Any]]) -> Transaction:
     for command in commands:
         if not isinstance(command, Command):
@@ -498,7 +507,7 @@ class AsyncCaller(_CallerCore):
             else:
                 await mailbox.park_for(reply, timeout)
                 if not reply.is_done:
-                    raise _no_leader(timeout, "" if self.connector is None else self.connector.last_failure)
+                    raise self._no_leader(timeout)
                 if reply.error is not None:
                     raise reply.error
         except BaseException:
@@ -569,7 +578,7 @@ class Caller(_CallerCore):
         reply._post(self._begin_start, reply)
         try:
             if not reply.wait_blocking(timeout):
-                raise _no_leader(timeout, "" if self.connector is None else self.connector.last_failure)
+                raise self._no_leader(timeout)
             if reply.error is not None:
                 raise reply.error
         except BaseException:

@@ -126,6 +126,40 @@ class StreamLink:
                 await self._stream.aclose()
 
 
+class Seen:
+    """What the links of a client have said of the cluster: its own knowledge, without a round trip."""
+
+    def __init__(self) -> None:
+        self.peer_id = ""
+        self.leader: LeaderIs | None = None
+        self.members: dict[str, tuple[str, ...]] = {}
+
+    def note(self, message: ToClient) -> None:
+        if isinstance(message, Welcome):
+            self.peer_id = message.peer_id
+            self.members = {member.peer_id: member.addresses for member in message.members}
+            self.leader = LeaderIs(message.leader, self.members.get(message.leader, ()))
+        elif isinstance(message, LeaderIs):
+            self.leader = message
+            if message.addresses:
+                self.members[message.peer_id] = message.addresses
+
+
+class Overhearing:
+    """A link's user, with what it hears noted on the way."""
+
+    def __init__(self, user: LinkUser, seen: Seen) -> None:
+        self._user, self._seen = user, seen
+
+    def received(self, message: ToClient) -> None:
+        self._seen.note(message)
+        self._user.received(message)
+
+    def link_closed(self, reason: str) -> None:
+        self._seen.leader = None
+        self._user.link_closed(reason)
+
+
 class _Attempt:
     """One link, from dialling to its end."""
 

@@ -1,6 +1,6 @@
 """Options: argument > ``TAURAFT_<OPTION>`` > ``tauraft.toml`` in the working directory > preset.
 
-``cluster_options`` and ``client_options`` check everything a constructor is given, and everything the environment and the file
+``cluster_options``, ``node_options`` and ``client_options`` check everything a constructor is given, and everything the environment and the file
 say, before anything is started; what is wrong is an ``InvalidOption`` (or ``InvalidNamespace``) that names the
 option and where it came from.  Both are pure but for reading that file and the environment.
 
@@ -73,9 +73,33 @@ class ClusterOptions:
     def timing(self) -> Preset:
         return PRESETS[self.preset]
 
+    def node(self) -> NodeOptions:
+        """Those of the node of its own that a ``Cluster`` has."""
+        shared = {field.name: getattr(self, field.name) for field in fields(NodeOptions)}
+        return NodeOptions(**{**shared, "data_dir": self.data_dir or ""})
+
     def __repr__(self) -> str:
         shown = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name != "encryption_key"]
         return f"ClusterOptions({', '.join(shown)}, encryption_key={'set' if self.encryption_key else 'none'})"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOptions:
+    """What a ``Node`` was asked for, checked: all that its namespaces share. ``data_dir`` "": the namespace's default."""
+
+    data_dir: str = ""
+    preset: Literal["local", "regional", "global"] = "regional"
+    storage: Literal["segment", "duckdb", "memory"] = "segment"
+    listen: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ()
+    discovery: tuple[str, ...] = ("local",)
+    encryption_key: tuple[bytes, ...] = ()
+    allow: tuple[str, ...] = ()
+    insecure: bool = False
+    plugins: tuple[object, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"NodeOptions(data_dir={self.data_dir!r}, listen={self.listen!r}, peers={self.peers!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +148,21 @@ def cluster_options(namespace: object, given: Mapping[str, Any]) -> ClusterOptio
     options = ClusterOptions(check_namespace(namespace), **checked)
     if options.expect is not None and options.force_bootstrap:
         raise InvalidOption("expect= and force_bootstrap= exclude each other", option="force_bootstrap")
+    _check_exposure(options)
+    return options
+
+
+def node_options(given: Mapping[str, Any]) -> NodeOptions:
+    """Raises ``TypeError``, ``InvalidOption``."""
+    options = NodeOptions(**_gather(NodeOptions, given))
+    if not options.data_dir:
+        raise InvalidOption("a node needs a data_dir", option="data_dir")
+    _check_exposure(options)
+    return options
+
+
+def _check_exposure(options: ClusterOptions | NodeOptions) -> None:
+    """Open without credentials only on loopback (SAFETY 33)."""
     if not options.insecure and not options.encryption_key and not options.allow:
         for address in options.listen:
             if not _is_loopback(address):
@@ -132,7 +171,6 @@ def cluster_options(namespace: object, given: Mapping[str, Any]) -> ClusterOptio
                     "encryption_key=, allow=, or insecure=True if that is meant",
                     option="listen",
                 )
-    return options
 
 
 def client_options(namespace: object, given: Mapping[str, Any]) -> ClientOptions:

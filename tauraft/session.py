@@ -175,6 +175,7 @@ class Session:
         on_open: Callable[[], object] = lambda: None,
         on_lost: Callable[[], object] = lambda: None,
         earlier: Callable[[], object] = lambda: None,
+        trouble: Callable[[], str] = lambda: "",
         max_outstanding: int = 10_000,
     ) -> None:
         self.id = 0
@@ -189,6 +190,7 @@ class Session:
         self._on_open = on_open
         self._on_lost = on_lost
         self._earlier = earlier
+        self._trouble = trouble  # why nobody answers, where that is known: part of the errors
         self._max_outstanding = max_outstanding
         self._link: Link | None = None
         self._attached = False
@@ -478,9 +480,11 @@ class Session:
 
     def _unavailable(self, outcome: str) -> errors.TauraftError:
         tail = "nothing was applied" if outcome == "not-applied" else "it may have taken effect, once"
+        trouble = self._trouble()
+        why = f" ({trouble})" if trouble else ""
         if self._link is None or (self.leader is not None and not self.leader.peer_id):
-            return errors.NoLeader(f"no leader could be reached in time; {tail}", outcome=outcome)
-        return errors.Unavailable(f"there was no answer in time; {tail}", outcome=outcome)
+            return errors.NoLeader(f"no leader could be reached in time{why}; {tail}", outcome=outcome)
+        return errors.Unavailable(f"there was no answer in time{why}; {tail}", outcome=outcome)
 
     def _answer(self, answer: Answer) -> None:
         if answer.index > self.seen_index:

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Protocol
+from typing import Final, Protocol
 
 import anyio
 
@@ -32,6 +32,7 @@ ROUND_S = 0.05
 SLOWEST_ROUND_S = 1.0
 ANSWER_TIMEOUT_S = 2.0
 SPEAK_AFTER_S = 3.0
+MAX_REFERRALS = 3  # to a leader that others name
 
 
 class FormationRefused(TauraftError):
@@ -77,9 +78,16 @@ class _Peer:
     agreed_rounds: int = 0
 
 
+_FORMATION: Final = "/~formation"  # "~" is in no namespace, so that this name is nobody else's
+
+
 def formation_protocol(namespace: str) -> str:
-    # "~" is in no namespace, so that this name is nobody else's.
-    return f"{namespace}/~formation"
+    return f"{namespace}{_FORMATION}"
+
+
+def formation_namespace(protocol: str) -> str | None:
+    """The namespace whose formation ``protocol`` is; None: it is none."""
+    return protocol.removesuffix(_FORMATION) if protocol.endswith(_FORMATION) else None
 
 
 class Formation:
@@ -122,6 +130,33 @@ class Formation:
     def became_member(self, membership: Membership) -> None:
         """The replica runs: joins are handed to it from now on."""
         self._membership = membership
+
+    async def invite(self, peer_id: str, addresses: Sequence[str]) -> bool:
+        """Tell a node that looks for a cluster that this is one; it then asks to join. False: it cannot be reached."""
+        return await self._call(peer_id, messages.Hello(self._report()), addresses) is not None
+
+    async def ask_again(self, known: Sequence[KnownPeer]) -> bool:
+        """Ask the cluster that this disk belongs to for our place in it. True: we have it, or had it all the time."""
+        genesis = self._genesis
+        for peer in known:
+            self._peers.setdefault(peer.peer_id, _Peer()).addresses = peer.addresses
+            via: str | None = peer.peer_id
+            for _ in range(MAX_REFERRALS):
+                if via is None or via == self._transport.peer_id:
+                    break
+                answer = await self._call(via, self._request)
+                via = None
+                match answer:
+                    case messages.JoinAccepted(theirs, members) if genesis and theirs.cluster_id == genesis.cluster_id:
+                        for member in members:
+                            self._transport.learn(member.peer_id, member.addresses)
+                        return True
+                    case messages.NotLeader(leader) if leader is not None:
+                        self._peers.setdefault(leader.peer_id, _Peer()).addresses = leader.addresses
+                        via = leader.peer_id
+                    case _:
+                        pass
+        return False
 
     async def aclose(self) -> None:
         self._transport.stop_serving(self._protocol)
@@ -341,7 +376,9 @@ class Formation:
             case messages.JoinRequest():
                 if message.peer_id != sender:
                     return messages.JoinRefused("wrong-sender", "the request names another peer than its sender")
-                if self._genesis is not None and Voter(message.peer_id, message.incarnation) in self._genesis.voters:
+                is_led = self._membership is not None and self._membership.leader() is not None
+                founders = () if self._genesis is None else self._genesis.voters
+                if self._genesis and not is_led and Voter(message.peer_id, message.incarnation) in founders:
                     # A founder that has not heard so. No leader is asked: there may be none before it starts.
                     return messages.JoinAccepted(self._genesis, self._founders(self._genesis))
                 if self._membership is None:

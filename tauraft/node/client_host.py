@@ -9,59 +9,59 @@ from random import Random
 
 import trio
 
+from tauraft.caller import Host
 from tauraft.client import Dialer, StreamDialer
 from tauraft.command_protocol import LeaderIs
 from tauraft.config import ClientOptions
 from tauraft.engine import Engine
-from tauraft.storage.data_dir import default_data_directory
+from tauraft.remote import AddressHost
+from tauraft.storage.data_dir import default_data_directory, trouble_with_holder
 from tauraft.transport.local_socket import connect_local
-from tauraft.transport.transport import MessageStream, PeerUnreachable, Transport
+from tauraft.transport.transport import MessageStream
 
 
-class ClientHost:
-    """Where a client's links go. It is no node: ``peer_id`` is only how it proves who it is on the network."""
+class SocketHost:
+    """The node of this host, at the socket in its directory."""
 
-    def __init__(self, dialer: Dialer) -> None:
-        self.dialer = dialer
-        self.problem: BaseException | None = None
+    problem: BaseException | None = None
+
+    def __init__(self, directory: str, namespace: str, nursery: trio.Nursery) -> None:
+        self._directory = directory
+
+        async def open_stream(leader: LeaderIs | None) -> MessageStream:
+            path = os.path.join(directory, "socket")
+            return await connect_local(path, namespace, nursery)  # type: ignore[arg-type]  # it starts tasks alike
+
+        self._dialer = StreamDialer(open_stream, has_choice=False)
+
+    @property
+    def dialer(self) -> Dialer:
+        return self._dialer
+
+    @property
+    def trouble(self) -> str:
+        return trouble_with_holder(self._directory)
 
 
 @asynccontextmanager
-async def open_host(options: ClientOptions, engine: Engine) -> AsyncIterator[ClientHost]:
-    """Raises nothing for a cluster that cannot be reached: the client keeps trying, and says so."""
+async def open_host(options: ClientOptions, engine: Engine) -> AsyncIterator[Host]:
+    """A cluster that cannot be reached is no error: the client keeps trying, and says so. Raises ``WrongKey``."""
     if not options.addresses:
-        path = os.path.join(options.data_dir or default_data_directory(options.namespace), "socket")
+        directory = options.data_dir or default_data_directory(options.namespace)
         async with trio.open_nursery() as nursery:
-
-            async def to_this_host(leader: LeaderIs | None) -> MessageStream:
-                stream: MessageStream = await connect_local(path, options.namespace, nursery)  # type: ignore[arg-type]
-                return stream
-
-            yield ClientHost(StreamDialer(to_this_host, has_choice=False))
+            yield SocketHost(directory, options.namespace, nursery)
             nursery.cancel_scope.cancel()
         return
+    # Here, so that the client of this host's node does not load libp2p.
     from tauraft.transport.libp2p.transport import Libp2pTransport
 
     random = Random(os.urandom(16))
+    # It is no node: this identity is only how it proves on the network that its streams are one client's.
     async with Libp2pTransport(
         os.urandom(32), random=random, listen=(), encryption_keys=options.encryption_key, lanes=False
     ) as transport:
-        yield ClientHost(StreamDialer(_Members(options, transport, random).open_stream, has_choice=True))
-
-
-class _Members:
-    """The leader where it is known, else any of the addresses given, in a new order each time."""
-
-    def __init__(self, options: ClientOptions, transport: Transport, random: Random) -> None:
-        self._options, self._transport, self._random = options, transport, random
-
-    async def open_stream(self, leader: LeaderIs | None) -> MessageStream:
-        namespace = self._options.namespace
-        if leader is not None and leader.peer_id:
-            try:
-                return await self._transport.connect(namespace, peer_id=leader.peer_id, addresses=leader.addresses)
-            except PeerUnreachable:
-                pass  # it may be the one that died: any other will say who leads
-        addresses = list(self._options.addresses)
-        self._random.shuffle(addresses)
-        return await self._transport.connect(namespace, addresses=addresses)
+        host = AddressHost(transport, options.namespace, options.addresses, random)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(host.raise_problem)
+            yield host
+            nursery.cancel_scope.cancel()

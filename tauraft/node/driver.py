@@ -234,6 +234,12 @@ class Driver:
     def close(self) -> None:
         self._store.close()
 
+    def clock_ns(self) -> int:
+        return self._clock.monotonic_ns()
+
+    def is_connected(self, peer_id: str) -> bool:
+        return self._channel.is_connected(peer_id)
+
     def turn(self) -> None:
         self._step_inbox()
         self._tick_when_due()

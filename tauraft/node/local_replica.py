@@ -16,12 +16,14 @@ from typing import Any
 import anyio
 
 from tauraft.core.membership import MembershipChange, Step, StepKind
-from tauraft.core.messages import Member, Membership, Role, RoleChange
+from tauraft.core.messages import Member, Membership, RoleChange
 from tauraft.core.raft import MembershipChangeRefused
-from tauraft.errors import InvalidCommand, NotLeader, Refused, TauraftError, Unavailable
+from tauraft.errors import InvalidCommand, NoLeader, NotLeader, Refused, TauraftError, Unavailable
 from tauraft.fsm import Message, Query
+from tauraft.node import report
 from tauraft.node.apply import Machine
 from tauraft.node.driver import Driver
+from tauraft.node.forwarding import FORWARDED
 from tauraft.node.replica import Item, LeaderInfo, Outcome, ReplicaListener, SessionEvent, StoredState
 from tauraft.node.snapshots import SnapshotMover
 from tauraft.plugin_manager import Registry
@@ -30,6 +32,8 @@ from tauraft.system.messages import SYSTEM, Activate, Announce
 
 _log = logging.getLogger("tauraft.node")
 FIRST_ACTIVATION_TICKS = 50  # how long a new cluster waits for a founder that does not say what it can run
+FOR_THE_LEADER = frozenset({"add_voter", "add_learner", "remove_server", "transfer_leadership"})
+CALL_IN_S = 8.0
 RUNG_SIZES = (1, 3, 5)  # voters grow 1 -> 3 -> 5, each in one joint change (FORMATION 6)
 
 
@@ -77,7 +81,15 @@ class LocalReplica:
             "add_learner": self._add_learner,
             "remove_server": self._remove_server,
             "transfer_leadership": self._transfer_leadership,
+            "snapshot": self._snapshot,
         }
+        # Given by the namespace: to the leader elsewhere, and to a node that is to join.
+        self.forward: Callable[[LeaderInfo, str, dict[str, Any]], Awaitable[Any]] | None = None
+        self.invite: Callable[[str, Sequence[str]], Awaitable[bool]] | None = None
+        self.problems: dict[str, str] = {}  # by peer: what is wrong with it, for the status
+        self.has_heard_leader = anyio.Event()
+        self._members_changed_event = anyio.Event()
+        self.leaderless_since_ns = driver.clock_ns()
         self._snapshots = snapshots
         self._snapshot_entries = snapshot_entries
         self._snapshot_wanted = anyio.Event()
@@ -103,6 +115,11 @@ class LocalReplica:
     def leader(self) -> LeaderInfo | None:
         leader = self.driver.leader
         return None if leader is None else LeaderInfo(leader.peer_id, self.addresses_of(leader.peer_id))
+
+    @property
+    def trouble(self) -> str:
+        """Why it does not serve at the moment, in a clause; empty while it does."""
+        return report.trouble(self)
 
     def addresses_of(self, peer_id: str) -> tuple[str, ...]:
         if peer_id == self.peer_id:
@@ -157,6 +174,12 @@ class LocalReplica:
         found = self._calls.get(method)
         if found is None:
             raise InvalidCommand(f"no such request: {method}")
+        if method in FOR_THE_LEADER and not self.is_leader and self.forward is not None:
+            leader = self.leader
+            if leader is None:
+                raise NoLeader(f"no leader is known, so {method} could not be sent to it; nothing was done")
+            if FORWARDED not in arguments:
+                return await self.forward(leader, method, arguments)
         return await found(arguments)
 
     # Its tasks.
@@ -194,6 +217,8 @@ class LocalReplica:
     # What the driver reports.
 
     def _members_changed(self, membership: Membership) -> None:
+        changed, self._members_changed_event = self._members_changed_event, anyio.Event()
+        changed.set()
         members = sorted({m.peer_id for m in membership.all_members()} - {self.peer_id})
         self.driver.set_members({peer_id: self.addresses_of(peer_id) for peer_id in members})
 
@@ -211,6 +236,10 @@ class LocalReplica:
             self._proposed_at.clear()
         if change.leader != self._leader:
             self._leader = change.leader
+            if change.leader is None:
+                self.leaderless_since_ns = self.driver.clock_ns()
+            else:
+                self.has_heard_leader.set()
             leader = self.leader
             for listener in list(self._listeners):
                 listener.leader_changed(leader)
@@ -322,42 +351,13 @@ class LocalReplica:
             raise error
 
     async def _status(self, arguments: dict[str, Any]) -> Any:
-        raft = self.driver.raft
-        status = raft.status()
-        rows = self.machine.system.replicas
-        voters = [rows.get(m.peer_id) for m in sorted(status.membership.voters)]
-        return {
-            "namespace": self.namespace,
-            "cluster_id": self.cluster_id.hex(),
-            "peer_id": self.peer_id,
-            "state": "learner" if self.me in status.membership.learners else Role(raft.role).name.lower(),
-            "term": raft.term,
-            "leader": None if raft.leader is None else raft.leader.peer_id,
-            "members": await self._members({}),
-            "commit_index": raft.commit,
-            "applied_index": self.machine.applied_index,
-            "revision": self.machine.revision,
-            "hosts": len({row.machine_id for row in voters if row is not None}),
-            "disks": len({(row.machine_id, row.disk) for row in voters if row is not None}),
-        }
+        return report.status(self)
 
     async def _members(self, arguments: dict[str, Any]) -> Any:
-        membership = self.driver.raft.membership
-        leader = self.driver.leader
-        found = []
-        for member in sorted(membership.all_members()):
-            row = self.machine.system.replicas.get(member.peer_id)
-            found.append(
-                {
-                    "peer_id": member.peer_id,
-                    "incarnation": member.incarnation,
-                    "addresses": list(self.addresses_of(member.peer_id)),
-                    "role": "voter" if member in membership.voters | membership.outgoing else "learner",
-                    "host": "" if row is None else row.host,
-                    "is_leader": member == leader,
-                }
-            )
-        return found
+        return report.members(self)
+
+    async def _snapshot(self, arguments: dict[str, Any]) -> Any:
+        return await self.take_snapshot()
 
     def _member_named(self, peer_id: str) -> Member | None:
         for member in sorted(self.driver.raft.membership.all_members()):
@@ -397,14 +397,33 @@ class LocalReplica:
         await self.add(Member(arguments["peer_id"], arguments["incarnation"]), is_voter=False, timeout_s=10.0)
 
     async def _add_voter(self, arguments: dict[str, Any]) -> Any:
-        """``peer_id`` of a learner that is to vote now."""
+        """``peer_id`` of a learner, or of a node at ``address`` that looks for a cluster: it is called in first."""
         self._leading()
-        known = self._member_named(arguments["peer_id"])
+        peer_id, address = arguments["peer_id"], arguments.get("address")
+        known = self._member_named(peer_id)
+        if known is None and address is not None and self.invite is not None:
+            known = await self._called_in(peer_id, address)
         if known is None:
             raise Refused(
-                "not-a-member", f"{arguments['peer_id']} is no member: start it with a way to find this cluster"
+                "not-a-member",
+                f"{peer_id} is no member, and nothing changed: start it with a way to find this cluster, or give its address",
             )
         await self.add(known, is_voter=True, timeout_s=10.0)
+
+    async def _called_in(self, peer_id: str, address: str) -> Member | None:
+        assert self.invite is not None
+        with anyio.move_on_after(CALL_IN_S):
+            while True:
+                if not await self.invite(peer_id, (address,)):
+                    raise Refused(
+                        "not-reachable", f"{peer_id} does not answer at {address}; nothing changed", retry_after=1.0
+                    )
+                with anyio.move_on_after(0.2):
+                    await self._members_changed_event.wait()
+                known = self._member_named(peer_id)
+                if known is not None:
+                    return known
+        return None
 
     async def _remove_server(self, arguments: dict[str, Any]) -> Any:
         self._leading()

@@ -274,9 +274,10 @@ class DataDirectory:
 
     def holder_pid(self) -> int | None:
         """The pid that took the lock last; it is only meaningful while ``try_lock`` says that somebody has it."""
-        with suppress(FileNotFoundError, ValueError):
-            return int(read_whole(_files, os.path.join(self.path, "lock")))
-        return None
+        return _pid_in(self.path)
+
+    def trouble(self) -> str:
+        return trouble_with_holder(self.path)
 
     def close(self) -> None:
         """Free the lock. Twice is fine."""
@@ -296,6 +297,32 @@ class DataDirectory:
 
     def namespace(self, namespace: str) -> NamespacePaths:
         return NamespacePaths(os.path.join(self.path, encode_namespace(namespace)))
+
+
+def trouble_with_holder(path: str) -> str:
+    """In a clause, that the holder of ``path`` is stopped and keeps its lock; empty when it is not, or nobody can tell."""
+    pid = _pid_in(path)
+    if pid is None or not is_stopped(pid):
+        return ""
+    return (
+        f"process {pid}, which holds {path}, is stopped (SIGSTOP, or a debugger): let it go on, or end it and another "
+        "process takes over"
+    )
+
+
+def is_stopped(pid: int) -> bool:
+    """By a signal or a debugger. Only Linux can say so; elsewhere False."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # of no size, as all of /proc: to be read to its end
+            return file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
+    except (OSError, IndexError):
+        return False
+
+
+def _pid_in(path: str) -> int | None:
+    with suppress(OSError, ValueError):
+        return int(read_whole(_files, os.path.join(path, "lock")))
+    return None
 
 
 class ShortSocketPath:

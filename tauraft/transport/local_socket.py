@@ -22,15 +22,17 @@ import struct
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, Final
 
 import anyio
 import msgpack
 from anyio.abc import TaskGroup
 
-from tauraft.errors import DataDirectoryError
+from tauraft import errors
+from tauraft.errors import DataDirectoryError, TauraftError
 from tauraft.transport.frames import HEADER_BYTES, FrameSplitter, Kind, MalformedStream, gather, packed
 from tauraft.transport.lane import close_socket
 from tauraft.transport.transport import (
@@ -53,6 +55,8 @@ _SERVED: Final = 0
 _NOT_SERVED: Final = 1
 
 LocalHandler = Callable[["LocalStream", str], Awaitable[None]]
+# What a caller asks for besides the namespace, as plain values; {} for a client that only uses what is there.
+Wants = Mapping[str, Any]
 
 
 class LocalStream:
@@ -191,16 +195,17 @@ class LocalSocketServer:
     def __init__(self, path: str, peer_id: str) -> None:
         self._path = path
         self._peer_id = peer_id
+        self.refuse: Callable[[str, Wants], TauraftError | None] = lambda namespace, wants: None
         self._handlers: dict[str, LocalHandler] = {}
-        self._default: LocalHandler | None = None
+        self._default: Callable[[LocalStream, str, Wants], Awaitable[None]] | None = None
         self._connections = 0
 
     def serve(self, namespace: str, handler: LocalHandler) -> None:
         """``handler(stream, namespace)`` runs for each connection; the stream is closed when it returns or raises."""
         self._handlers[namespace] = handler
 
-    def serve_others(self, handler: LocalHandler) -> None:
-        """For namespaces that no one serves (yet): it may open them."""
+    def serve_others(self, handler: Callable[[LocalStream, str, Wants], Awaitable[None]]) -> None:
+        """For those who want a namespace that no one serves yet: it opens it."""
         self._default = handler
 
     def stop_serving(self, namespace: str) -> None:
@@ -239,10 +244,13 @@ class LocalSocketServer:
                 return
             stream = LocalStream(sock, self._peer_id, pid)
             with anyio.fail_after(CONNECT_TIMEOUT_S):
-                version, namespace = await stream.receive_hello()
-            handler = self._handlers.get(namespace, self._default) if version == VERSION else None
-            stream.send_hello([_NOT_SERVED if handler is None else _SERVED, self._peer_id])
-            if handler is not None:
+                version, namespace, wants = await stream.receive_hello()
+            handler = self._handler_of(namespace, wants) if version == VERSION else None
+            refusal = self.refuse(namespace, wants) if handler is not None else None
+            if handler is None or refusal is not None:
+                stream.send_hello([_NOT_SERVED, self._peer_id, b"" if refusal is None else errors.encode(refusal)])
+            else:
+                stream.send_hello([_SERVED, self._peer_id, b""])
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(stream.run)
                     await self._handle(handler, stream, namespace)
@@ -252,6 +260,12 @@ class LocalSocketServer:
         finally:
             self._connections -= 1
             close_socket(sock)
+
+    def _handler_of(self, namespace: str, wants: Wants) -> LocalHandler | None:
+        handler, opener = self._handlers.get(namespace), self._default
+        if handler is not None or opener is None or not wants:
+            return handler
+        return lambda stream, name: opener(stream, name, wants)
 
     async def _handle(self, handler: LocalHandler, stream: LocalStream, namespace: str) -> None:
         try:
@@ -265,10 +279,13 @@ class LocalSocketServer:
                 await stream.aclose()
 
 
-async def connect_local(path: str, namespace: str, tasks: TaskGroup) -> LocalStream:
+async def connect_local(
+    path: str, namespace: str, tasks: TaskGroup, wants: Wants = MappingProxyType({})
+) -> LocalStream:
     """Open a stream to the process that listens at ``path``. Its task runs in ``tasks`` until it is closed.
 
-    Raises ``PeerUnreachable``: nobody listens, another user does, or the namespace is not served.
+    Raises ``PeerUnreachable``: nobody listens, another user does, or the namespace is not served; or the error by which
+    that process refuses ``wants``, such as ``PluginMissing``.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -279,9 +296,11 @@ async def connect_local(path: str, namespace: str, tasks: TaskGroup) -> LocalStr
         if uid != os.geteuid():
             raise PeerUnreachable(f"{path} belongs to user {uid}")
         stream = LocalStream(sock, "", pid)
-        stream.send_hello([VERSION, namespace])
+        stream.send_hello([VERSION, namespace, dict(wants)])
         with anyio.fail_after(CONNECT_TIMEOUT_S):
-            status, peer_id = await stream.receive_hello()
+            status, peer_id, refusal = await stream.receive_hello()
+        if status != _SERVED and refusal:
+            raise errors.decode(refusal)
         if status != _SERVED:
             raise PeerUnreachable(f"process {pid} does not serve {namespace}")
         stream.peer_id = str(peer_id)

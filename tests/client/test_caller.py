@@ -27,6 +27,7 @@ class MemoryHost:
     """One replica for any number of callers of this process."""
 
     problem = None
+    trouble = ""
 
     def __init__(self) -> None:
         self.replica: MemoryReplica

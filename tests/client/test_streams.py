@@ -70,7 +70,7 @@ async def _serve(net: Net, name: str, task_status: Any) -> None:
 @asynccontextmanager
 async def client(net: Net, *addresses: str) -> AsyncIterator[Connector]:
     async with net.network.transport("client") as transport, trio.open_nursery() as nursery:
-        host = AddressHost(transport, NAMESPACE, addresses)
+        host = AddressHost(transport, NAMESPACE, addresses, Random(0))
         connector = Connector(
             host.dialer, make_session=session_of(net), clock=clock, random=net.random, hello=Hello(1, "t", "h", 1)
         )

@@ -61,9 +61,10 @@ def main(kind: str, namespace: str, options: str) -> None:
     given = json.loads(options)
     if isinstance(given.get("encryption_key"), str):
         given["encryption_key"] = bytes.fromhex(given["encryption_key"])
+    patience_s = given.pop("start_timeout", 60)
     try:
         cluster = getattr(tauraft, kind)(namespace, **given)
-        cluster.start(timeout=60)
+        cluster.start(timeout=patience_s)
     except Exception as error:
         say({"error": [type(error).__name__, str(error)]})
         return

@@ -129,6 +129,7 @@ class MachineHost:
     """One such replica for any number of facades of this process."""
 
     problem = None
+    trouble = ""
 
     def __init__(self, fsms: Sequence[type[FSM]]) -> None:
         self.fsms = fsms
