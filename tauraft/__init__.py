@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 # Room -> the names it gives.
 _ROOMS: Final = {
-    "tauraft._blocking.cluster": ("Client", "Cluster"),
+    "tauraft._blocking.cluster": ("Client", "Cluster", "Node"),
     "tauraft._blocking.primitives": ("Primitives", "Session"),
-    "tauraft.cluster": ("AsyncClient", "AsyncCluster"),
+    "tauraft.cluster": ("AsyncClient", "AsyncCluster", "AsyncNode"),
     "tauraft.errors": (
         "AlreadyClosed",
         "BrokenBarrier",
@@ -121,9 +121,9 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     __version__: str
-    from tauraft._blocking.cluster import Client as Client, Cluster as Cluster
+    from tauraft._blocking.cluster import Client as Client, Cluster as Cluster, Node as Node
     from tauraft._blocking.primitives import Primitives as Primitives, Session as Session
-    from tauraft.cluster import AsyncClient as AsyncClient, AsyncCluster as AsyncCluster
+    from tauraft.cluster import AsyncClient as AsyncClient, AsyncCluster as AsyncCluster, AsyncNode as AsyncNode
     from tauraft.errors import (
         AlreadyClosed as AlreadyClosed,
         BrokenBarrier as BrokenBarrier,

@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from random import Random
-from typing import Any, Final, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Protocol, TypeAlias, TypeVar, cast
 
 import msgpack
 import trio
@@ -54,6 +54,7 @@ class Host(Protocol):
 
 HostManager: TypeAlias = AbstractAsyncContextManager[Host]
 OpenHost: TypeAlias = Callable[[Engine], HostManager]
+OpenKept: TypeAlias = Callable[[Engine], "AbstractAsyncContextManager[KeptHost]"]
 
 
 class EngineTenure:
@@ -493,6 +494,26 @@ def _unpacked(data: bytes) -> Any:
     return msgpack.unpackb(data, use_list=False)
 
 
+class KeptHost(Protocol):
+    """What a facade without a session keeps open: a node."""
+
+    @property
+    def is_settled(self) -> trio.Event:
+        """Set once it can be used."""
+
+
+class _HostOnly:
+    """Mixed into a caller that keeps a host open, and has no session on it."""
+
+    kept: Any = None
+
+    async def _serve(self: Any) -> None:
+        async with self._open_host(self._engine) as self.kept:
+            await self.kept.is_settled.wait()
+            self._has_opened()
+            await self._closing.wait()
+
+
 class AsyncCaller(_CallerCore):
     """For tasks of asyncio and trio."""
 
@@ -624,3 +645,17 @@ class Caller(_CallerCore):
         reply = self._administration(None, method, arguments, timeout)
         self.engine.post(self._begin_call, reply)
         return _unpacked(reply.result_blocking())
+
+
+class AsyncHostKeeper(_HostOnly, AsyncCaller):
+    """Keeps a host open, for tasks."""
+
+    def __init__(self, open_kept: OpenKept) -> None:
+        super().__init__(cast(OpenHost, open_kept), timeout=10.0, session_ttl=10.0, label=None)
+
+
+class HostKeeper(_HostOnly, Caller):
+    """Keeps a host open, for threads."""
+
+    def __init__(self, open_kept: OpenKept) -> None:
+        super().__init__(cast(OpenHost, open_kept), timeout=10.0, session_ttl=10.0, label=None)

@@ -134,6 +134,11 @@ class Seen:
         self.leader: LeaderIs | None = None
         self.members: dict[str, tuple[str, ...]] = {}
 
+    @property
+    def own_addresses(self) -> tuple[str, ...]:
+        """Of the replica that was reached."""
+        return self.members.get(self.peer_id, ())
+
     def note(self, message: ToClient) -> None:
         if isinstance(message, Welcome):
             self.peer_id = message.peer_id

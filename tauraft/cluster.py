@@ -1,4 +1,4 @@
-"""The facades a user makes: ``AsyncCluster``, which is a member (or a standby of this host's member), and ``AsyncClient``.
+"""The facades a user makes: ``AsyncCluster``, a member (or a standby of this host's member), ``AsyncNode`` for many, and ``AsyncClient``.
 
 The constructors check every option (``tauraft.config``: argument > environment > file > preset) and do no I/O.  ``start`` has
 the engine enter a *host*: for a cluster ``tauraft.node.host.open_host``, for a client ``tauraft.node.client_host.open_host``.
@@ -12,13 +12,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar, cast
+from types import TracebackType
+from typing import Any, Final, Literal, Protocol, Self, TypeAlias, TypeVar, cast
 
 from tauraft import config, errors
-from tauraft.caller import AsyncCaller, Host, HostManager, OpenHost
+from tauraft.caller import AsyncCaller, AsyncHostKeeper, Host, HostManager, OpenHost
 from tauraft.engine import Engine
 from tauraft.fsm import Command
-from tauraft.handle import check_name, check_timeout
+from tauraft.handle import check_name, check_patience, check_timeout
 from tauraft.primitives import AsyncPrimitives
 from tauraft.types import Member
 
@@ -159,6 +160,97 @@ class AsyncCluster(AsyncPrimitives):
         """Its index; written and verified when it returns."""
         index: int = await self._caller.call("snapshot", {}, None)
         return index
+
+
+class AsyncNode:
+    """One data directory, identity and libp2p host for many namespaces; each ``cluster`` of it is started on its own.
+
+    Where another process holds the directory, this one stands by, and the holder serves what is asked for.
+    """
+
+    def __init__(
+        self,
+        *,
+        data_dir: Path,
+        preset: Literal["local", "regional", "global"] = UNSET,
+        listen: Sequence[str] = UNSET,
+        peers: Sequence[str] = UNSET,
+        discovery: Sequence[str] = UNSET,
+        encryption_key: Keys | None = UNSET,
+        insecure: bool = UNSET,
+        plugins: Sequence[object] = UNSET,
+    ) -> None:
+        given = {
+            name: value for name, value in locals().items() if value is not UNSET and name not in ("self", "__class__")
+        }
+        self.options = config.node_options(given)
+        self._clusters: list[AsyncCluster] = []
+        self._keeper = AsyncHostKeeper(self._enter)
+
+    def _enter(self, engine: Engine) -> Any:
+        return import_module("tauraft.node.host").open_node(self.options, engine)
+
+    async def start(self, timeout: float | None = None) -> Self:
+        """Returns when namespaces can be opened on it; ``DataDirectoryError`` and the like are raised here."""
+        await self._keeper.start(check_patience(timeout))
+        return self
+
+    async def close(self, timeout: float | None = None) -> None:
+        """Closes its clusters, each ending its session, then leaves. Twice is fine."""
+        for cluster in self._clusters:
+            await cluster.close(timeout)
+        await self._keeper.close(check_patience(timeout))
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def peer_id(self) -> str:
+        """Of the data directory; of a stand-by's, known once a cluster of it has started. ``Shutdown`` before the start."""
+        peer_id: str = self._started().peer_id
+        return peer_id
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Multiaddrs with ``/p2p/<peer id>``, the same for all its namespaces."""
+        addresses: tuple[str, ...] = self._started().addresses
+        return addresses
+
+    def _started(self) -> Any:
+        if not self._keeper.is_open or self._keeper.kept is None:
+            raise errors.Shutdown("the node is not running: use `with`, or call start(), before its clusters start")
+        return self._keeper.kept
+
+    def cluster(
+        self,
+        namespace: str,
+        *,
+        expect: int | None = UNSET,
+        force_bootstrap: bool = UNSET,
+        session_ttl: float = UNSET,
+        timeout: float = UNSET,
+    ) -> AsyncCluster:
+        """This process's part in ``namespace``, on this node. Not started yet: use ``with``, or ``start()``."""
+        given = {
+            name: value
+            for name, value in locals().items()
+            if value is not UNSET and name not in ("self", "namespace", "__class__")
+        }
+        for name, value in config.shared_options(self.options).items():
+            given[name] = value
+
+        def enter(engine: Engine) -> HostManager:
+            opened: HostManager = import_module("tauraft.node.host").open_namespace(self._started(), made.options)
+            return opened
+
+        made = AsyncCluster(namespace, **given, _open_host=enter)
+        self._clusters.append(made)
+        return made
 
 
 class AsyncClient(AsyncPrimitives):

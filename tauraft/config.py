@@ -161,6 +161,12 @@ def node_options(given: Mapping[str, Any]) -> NodeOptions:
     return options
 
 
+def shared_options(node: NodeOptions) -> dict[str, Any]:
+    """As a cluster on ``node`` is given them."""
+    shared = {field.name: getattr(node, field.name) for field in fields(NodeOptions)}
+    return shared | {"encryption_key": node.encryption_key or None}
+
+
 def _check_exposure(options: ClusterOptions | NodeOptions) -> None:
     """Open without credentials only on loopback (SAFETY 33)."""
     if not options.insecure and not options.encryption_key and not options.allow:

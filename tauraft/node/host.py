@@ -23,7 +23,7 @@ from typing import Any
 
 import trio
 
-from tauraft.config import ClusterOptions, NodeOptions, cluster_options
+from tauraft.config import ClusterOptions, NodeOptions, cluster_options, shared_options
 from tauraft.discovery.discovery import Discoverer
 from tauraft.discovery.local_host import LocalHostDiscoverer
 from tauraft.discovery.static import StaticDiscoverer
@@ -101,7 +101,7 @@ class NodeHost:
     def __init__(self, options: NodeOptions, registry: Registry, clock: Clock, random: Random) -> None:
         self.options = options
         self.registry, self.clock, self.random = registry, clock, random
-        self.problem: BaseException | None = None
+        self.is_settled = trio.Event()  # it is the node, or stands by
         # What a plugin list asks for must be there; what is merely installed need not be (an upgrade under way).
         self.required_plugins = _names_of(options.plugins)
         self._directory: DataDirectory | None = None
@@ -129,11 +129,16 @@ class NodeHost:
 
     @property
     def peer_id(self) -> str:
-        return "" if self._transport is None else self._transport.peer_id
+        """Of a stand-by: as the holder said it, once a namespace has been reached there."""
+        if self._transport is not None:
+            return self._transport.peer_id
+        return next((one.seen.peer_id for one in self._namespaces.values() if one.seen.peer_id), "")
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        return () if self._transport is None else self._transport.addresses
+        if self._transport is not None:
+            return self._transport.addresses
+        return next((own for one in self._namespaces.values() if (own := one.seen.own_addresses)), ())
 
     @property
     def machine_id(self) -> str:
@@ -275,6 +280,7 @@ class NodeHost:
     async def _stand_by(self) -> None:
         directory = self._directory
         while directory is not None and not directory.try_lock():
+            self.is_settled.set()
             self._look_at_holder(directory)
             self._lock_wanted = trio.Event()
             with trio.move_on_after(TRY_LOCK_S * self.random.uniform(0.5, 1.0)):
@@ -300,6 +306,7 @@ class NodeHost:
             transport.on_problem(self._note_problem)
             async with trio.open_nursery() as nursery:
                 self._transport, self._nursery = transport, nursery
+                self.is_settled.set()
                 if self._directory is not None:
                     self._local = LocalSocketServer(self._directory.socket_path, transport.peer_id)
                     self._local.serve_others(self._open_for_another)
@@ -337,7 +344,7 @@ class NodeHost:
         found = self._namespaces.get(namespace)
         if found is None:
             asked = {name: value for name, value in wants.get("options", {}).items() if name in ASKED_OPTIONS}
-            found = self._open(node_cluster_options(self.options, namespace, asked))
+            found = self._open(cluster_options(namespace, shared_options(self.options) | asked))
         await found.serve_local(stream)
 
     def _make_transport(self) -> Any:
@@ -364,14 +371,6 @@ class NodeHost:
             return True
         is_command = action == "commands" and not formation_namespace(namespace)
         return is_command and bool(self.options.encryption_key)
-
-
-def node_cluster_options(node: NodeOptions, namespace: str, given: Mapping[str, Any]) -> ClusterOptions:
-    """The options of one namespace of ``node``."""
-    shared = {name: getattr(node, name) for name in NodeOptions.__dataclass_fields__}
-    if not shared["encryption_key"]:
-        shared["encryption_key"] = None
-    return cluster_options(namespace, {**shared, **given})
 
 
 def _names_of(plugins: tuple[object, ...]) -> list[str]:

@@ -94,11 +94,11 @@ class Namespace:
 
     @property
     def peer_id(self) -> str:
-        return self.node.peer_id or self.seen.peer_id
+        return self.node.peer_id
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        return self.node.addresses or self.seen.members.get(self.seen.peer_id, ())
+        return self.node.addresses
 
     @property
     def state(self) -> State:
