@@ -25,7 +25,7 @@ import anyio
 from tauraft.discovery.discovery import Found
 
 FASTEST_S = 0.05
-SLOWEST_S = 2.0
+SLOWEST_S = 10.0  # a newcomer finds us, and greets us, at its first look
 _LARGEST_BYTES = 16 << 10
 _PEER_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
