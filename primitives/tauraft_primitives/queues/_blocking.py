@@ -183,7 +183,7 @@ class Queue:
         After ``ttl`` seconds an item that nobody has claimed is gone.
         """
         patience = check_timeout(timeout)
-        command = Enqueue(self.name, as_bytes(body, "body"), id, delay, priority, group, dedupe_for, ttl, dict(headers))
+        command = Enqueue(self.name, as_bytes(body, "body"), id, delay, priority, group, dedupe_for, ttl, headers)
         self._declare()
         return self._holder.submit(command, timeout=patience)
 

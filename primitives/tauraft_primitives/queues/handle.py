@@ -182,7 +182,7 @@ class AsyncQueue:
         After ``ttl`` seconds an item that nobody has claimed is gone.
         """
         patience = check_timeout(timeout)
-        command = Enqueue(self.name, as_bytes(body, "body"), id, delay, priority, group, dedupe_for, ttl, dict(headers))
+        command = Enqueue(self.name, as_bytes(body, "body"), id, delay, priority, group, dedupe_for, ttl, headers)
         await self._declare()
         return await self._holder.submit(command, timeout=patience)
 
