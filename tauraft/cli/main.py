@@ -27,6 +27,8 @@ COMMANDS = {
     "members": ("tauraft.cli.cluster:members", "Who belongs to the cluster."),
     "kv": ("tauraft.cli.kv:kv", "Put, get, delete and list keys."),
     "lock": ("tauraft.cli.lock:lock", "Run a command under a lock, or see who holds one."),
+    "queue": ("tauraft.cli.queue:queue", "Put items, look at a queue, and see to its dead ones."),
+    "counter": ("tauraft.cli.counter:counter", "Add to a counter, or read it."),
     "sql": ("tauraft.cli.cluster:sql", "Query the cluster's state and history."),
     "demo": ("tauraft.cli.demo:demo", "Three nodes on this machine, one killed, nothing lost."),
 }

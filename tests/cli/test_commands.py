@@ -85,6 +85,37 @@ def test_a_key_that_is_not_there_exits_with_1(shell: Shell) -> None:
     assert "no key 'nowhere'" in done.stderr
 
 
+def test_items_are_put_seen_and_purged(shell: Shell) -> None:
+    put = shell.json("queue", "put", "jobs", "resize", "--id", "1", "--group", "g", "--ttl", "60")
+    assert put == {"id": "1", "duplicate": False, "revision": put["revision"]}
+    assert shell.json("queue", "put", "jobs", "again", "--id", "1")["duplicate"] is True
+    stats = shell.json("queue", "stats", "jobs")
+    assert set(stats) == {"ready", "delayed", "claimed", "dead", "oldest_age"}
+    assert (stats["ready"], stats["dead"]) == (1, 0)
+    peeked = shell.json("queue", "peek", "jobs")
+    assert (peeked["id"], peeked["value"], peeked["value_base64"], peeked["group"]) == ("1", "resize", "cmVzaXpl", "g")
+    assert shell.json("queue", "pause", "jobs") == {"queue": "jobs", "paused": True}
+    assert shell.json("queue", "resume", "jobs") == {"queue": "jobs", "paused": False}
+    assert shell.json("queue", "purge", "jobs") == {"purged": 1}
+    empty = shell.run("queue", "peek", "jobs")
+    assert empty.returncode == 1
+    assert "no item" in empty.stderr
+
+
+def test_dead_items_are_listed_and_put_again(shell: Shell) -> None:
+    assert shell.json("queue", "dead", "jobs") == {"items": []}
+    assert shell.json("queue", "redrive", "jobs", "5") == {"redriven": 0}
+    assert shell.json("queue", "purge", "jobs", "--dead") == {"purged": 0}
+    assert shell.run("queue", "redrive", "jobs", "0").returncode == 2
+
+
+def test_counters_add_up(shell: Shell) -> None:
+    assert shell.json("counter", "add", "hits") == {"name": "hits", "value": 1}
+    assert shell.json("counter", "add", "hits", "-3") == {"name": "hits", "value": -2}
+    assert shell.json("counter", "get", "hits") == {"name": "hits", "value": -2}
+    assert shell.run("counter", "get", "other").stdout == "0\n"
+
+
 def test_status_and_members_name_the_leader(shell: Shell) -> None:
     status = shell.json("status")
     assert status["namespace"] == NAMESPACE
