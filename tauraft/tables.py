@@ -97,7 +97,7 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         old = self._rows[key]
         self._record(key, old)
         self._shape += 1
-        del self._rows[key]
+        self._remove(key)
 
     def range(self, low: K | None = None, high: K | None = None, *, reverse: bool = False) -> Iterator[tuple[K, V]]:
         """(key, row) with low <= key < high, in order; None is no bound."""
@@ -132,12 +132,18 @@ class Table(MutableMapping[K, V], Generic[K, V]):
             raise RuntimeError(f"{tables.writer} may read {self.owner}, not change it")
         tables.record(self, key, old)
 
+    def _remove(self, key: Any) -> None:
+        if key is None:
+            self._rows.clear()  # a table of one row; looking for None among sorted keys would compare it
+        else:
+            del self._rows[key]
+
     # For TableSet: no checks, no record.
 
     def restore_row(self, key: Any, row: Any) -> None:
         if row is ABSENT:
             self._shape += 1
-            del self._rows[key]
+            self._remove(key)
         else:
             if key not in self._rows:
                 self._shape += 1
