@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--preset", default="local")
     arguments = parser.parse_args()
     told: dict[str, object] = {"namespaces": arguments.count}
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with tempfile.TemporaryDirectory(prefix="many-") as directory:
         os.environ["TAURAFT_STATE_DIR"] = directory

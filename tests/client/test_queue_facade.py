@@ -21,16 +21,15 @@ from tauraft.commands import Ack, CheckHold, Enqueue, Put
 from tauraft.primitives import AsyncPrimitives
 from tauraft.types import QueueStats
 from tauraft_plugins.counters.fsm import Counters, Ids
+from tauraft_plugins.fencing.fsm import HOLDERS, Fencing
 from tauraft_plugins.kv.fsm import KeyValue
-from tauraft_plugins.locks.fsm import Locks
-from tauraft_plugins.queues.fsm import Queues
 from tests.client.test_facade import awaited, blocking, wait_until
 from tests.session.machine_replica import MachineHost
 
 
 @pytest.fixture
 def host() -> MachineHost:
-    return MachineHost([KeyValue, Locks, Queues, Counters, Ids])
+    return MachineHost([KeyValue, *HOLDERS, Fencing, Counters, Ids])
 
 
 @pytest.fixture

@@ -698,6 +698,19 @@ def test_an_outbox_is_one_step_or_nothing() -> None:
     assert entry is not None and entry.version == 1
 
 
+def test_a_write_may_depend_on_a_claim_still_being_in_force() -> None:
+    replica = Harness(KeyValue, *HOLDERS, Fencing)
+    alice = replica.open()
+    put(alice)
+    job = claim(alice, visibility=5)
+    assert job is not None
+    write = Transaction(tuple(replica.registry.encode(part) for part in (Put("k", b"v"), CheckHold(job.token))))
+    assert alice.run(write).value
+    replica.advance(5)
+    with pytest.raises(errors.NotHolder):
+        _ = alice.run(write).value
+
+
 def test_timers_commands_are_refused_to_sessions(replica: Harness) -> None:
     alice = replica.open()
     put(alice, id="i", delay=5)
