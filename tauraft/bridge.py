@@ -9,7 +9,8 @@ Cancellation and Ctrl-C: whatever ends the wait early posts ``abandon``, and the
 (withdraw a wait, give back a grant that raced, want a plain command no more).  ``taken`` tells it that the
 value has arrived; it wakes nobody, since it is only book-keeping.
 
-``SignalState`` is a one-way switch that any thread may look at and any loop may wait for.
+``SignalState`` is a one-way switch that any thread may look at and any loop may wait for.  A ``Feed`` hands out things in
+order: what is there is taken without a wait, and a wait carries nothing, so one that is cut short loses nothing.
 """
 
 from __future__ import annotations
@@ -429,6 +430,84 @@ class SignalState:
             finally:
                 self._unregister(waiter)
         return self.is_set
+
+
+class Feed:
+    """Things that the engine puts and callers take, in order, until it ends. Whoever puts sees to it that few wait.
+
+    ``put`` and ``end`` are called in the engine's thread. ``taken(size)`` is called in the taker's, for each thing taken.
+    """
+
+    __slots__ = ("_completions", "_error", "_lock", "_taken", "_things", "_waiters")
+
+    def __init__(self, completions: Completions, taken: Callable[[int], object]) -> None:
+        self._completions = completions
+        self._taken = taken
+        self._lock = allocate_lock()
+        self._things: deque[tuple[Any, int]] = deque()
+        self._error: BaseException | None = None
+        self._waiters: list[Waiter] = []
+
+    def put(self, thing: Any, size: int) -> None:
+        with self._lock:
+            self._things.append((thing, size))
+            waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            self._completions.complete(waiter)
+
+    def end(self, error: BaseException) -> None:
+        """What was put before is still given."""
+        with self._lock:
+            if self._error is None:
+                self._error = error
+            waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            self._completions.complete(waiter)
+
+    def take(self) -> Any | None:
+        """The next thing; None when there is none yet. Raises what the feed ended with."""
+        with self._lock:
+            if not self._things:
+                if self._error is not None:
+                    raise self._error.with_traceback(None)
+                return None
+            thing, size = self._things.popleft()
+        if size:
+            self._taken(size)
+        return thing
+
+    def _register(self, waiter: Waiter) -> bool:
+        with self._lock:
+            if self._things or self._error is not None:
+                return False
+            self._waiters.append(waiter)
+            return True
+
+    def _unregister(self, waiter: Waiter) -> None:
+        with self._lock:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+
+    async def wait(self, timeout: float | None) -> None:
+        """Until there is something to take, or ``timeout`` is over; other takers may be quicker."""
+        mailbox = mailbox_here()
+        waiter = Waiter(mailbox)
+        if self._register(waiter):
+            try:
+                if timeout is None:
+                    await mailbox.park(waiter)
+                else:
+                    await mailbox.park_for(waiter, timeout)
+            finally:
+                self._unregister(waiter)
+
+    def wait_blocking(self, timeout: float | None) -> None:
+        waiter = Waiter(None)
+        if self._register(waiter):
+            try:
+                waiter.wait_blocking(timeout)
+            finally:
+                self._unregister(waiter)
 
 
 def run_apart(callbacks: list[Callable[[], object]]) -> None:

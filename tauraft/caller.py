@@ -21,7 +21,7 @@ import msgpack
 import trio
 
 from tauraft import engine, errors
-from tauraft.bridge import Completions, Mailbox, Reply, SignalState, mailbox_here, run_apart
+from tauraft.bridge import Completions, Feed, Mailbox, Reply, SignalState, mailbox_here, run_apart
 from tauraft.client import Connector, Dialer
 from tauraft.command_protocol import PROTOCOL_VERSION, Hello
 from tauraft.engine import Engine, boottime_ns
@@ -30,6 +30,7 @@ from tauraft.handle import Reminder
 from tauraft.payloads import decode_answer, encode_message
 from tauraft.session import NEVER, Request, Session, Step, Submission, margin_ns
 from tauraft.system.messages import Transaction
+from tauraft.watch import WINDOW_BYTES, Subscription, WatchRequest
 
 R = TypeVar("R")
 
@@ -313,6 +314,17 @@ class _CallerCore:
         except errors.TauraftError as error:
             reply.complete(None, error)
 
+    def _begin_watch(self, reply: Reply) -> None:
+        assert self._session is not None
+        try:
+            self._session.watch(reply.arguments, lambda error: reply.complete(None, error))
+        except errors.TauraftError as error:
+            reply.complete(None, error)
+
+    def _end_watch(self, subscription: Subscription) -> None:
+        if self._session is not None:
+            self._session.unwatch(subscription)
+
     def _abandon(self, reply: Reply) -> None:
         if self._session is None:
             return
@@ -450,6 +462,39 @@ class _CallerCore:
         timeout_ns = self._plain_ns if timeout is None else int(timeout * 1e9)
         return self._reply(mailbox, (method, dict(arguments), timeout_ns))
 
+    def _subscription(self, mailbox: Mailbox | None, request: WatchRequest) -> Reply:
+        engine_ = self.engine
+        self._check_room()
+
+        def make_feed(taken: Callable[[int], object]) -> Feed:
+            owed = 0
+
+            def tell(size: int) -> None:
+                nonlocal owed
+                owed += size
+                if owed < WINDOW_BYTES // 4:
+                    engine_.post_lazily(taken, size)  # the replica has credit left: no need to wake anyone
+                else:
+                    owed = 0
+                    engine_.post(taken, size)
+
+            return Feed(engine_.completions, tell)
+
+        return self._reply(mailbox, Subscription(request, make_feed))
+
+    def _opened_watch(self, reply: Reply) -> Subscription:
+        if not reply.is_done:
+            raise errors.NoLeader(f"no leader confirmed the watch within {self.timeout:g} s; it was not begun")
+        if reply.error is not None:
+            raise reply.error
+        subscription: Subscription = reply.arguments
+        return subscription
+
+    def close_watch(self, subscription: Subscription) -> None:
+        """Any thread. Nothing comes any more; twice is fine."""
+        if self._engine is not None and not self._engine.is_poisoned:
+            self._engine.post(self._end_watch, subscription)
+
     def _check_room(self) -> None:
         if self.engine.is_full:
             raise errors.Overloaded("the engine's queue is full; nothing was sent, try again later", retry_after=0.1)
@@ -579,6 +624,18 @@ class AsyncCaller(_CallerCore):
         answer: R = decode_answer(query, await reply.result())
         return answer
 
+    async def open_watch(self, request: WatchRequest) -> Subscription:
+        """Registered when it returns: what is committed afterwards is seen."""
+        mailbox = mailbox_here()
+        reply = self._subscription(mailbox, request)
+        try:
+            self.engine.post_from_loop(self._begin_watch, reply, mailbox)
+            await mailbox.park_for(reply, self.timeout)
+            return self._opened_watch(reply)
+        except BaseException:
+            self.close_watch(reply.arguments)
+            raise
+
     async def transaction(self, commands: Sequence[Command[Any]], timeout: float | None) -> tuple[Any, ...]:
         answers = await self.submit(_transaction(commands), timeout)
         return tuple(decode_answer(command, data) for command, data in zip(commands, answers, strict=True))
@@ -636,6 +693,17 @@ class Caller(_CallerCore):
         self.engine.post(self._begin_query, reply)
         answer: R = decode_answer(query, reply.result_blocking())
         return answer
+
+    def open_watch(self, request: WatchRequest) -> Subscription:
+        """Registered when it returns: what is committed afterwards is seen."""
+        reply = self._subscription(None, request)
+        try:
+            self.engine.post(self._begin_watch, reply)
+            reply.wait_blocking(self.timeout)
+            return self._opened_watch(reply)
+        except BaseException:
+            self.close_watch(reply.arguments)
+            raise
 
     def transaction(self, commands: Sequence[Command[Any]], timeout: float | None) -> tuple[Any, ...]:
         answers = self.submit(_transaction(commands), timeout)

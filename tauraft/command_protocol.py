@@ -15,7 +15,7 @@ and how frames travel (``transport``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from operator import attrgetter
@@ -28,6 +28,7 @@ MAX_FRAME_BYTES: Final = 8 << 20
 MAX_PAYLOAD_BYTES: Final = MAX_FRAME_BYTES - 1024
 MAX_TEXT_BYTES: Final = 4096
 MAX_SECRET_BYTES: Final = 64
+MAX_KEY_BYTES: Final = 64 << 10
 MAX_ADDRESSES: Final = 64
 MAX_MEMBERS: Final = 256
 MAX_ARGUMENT_DEPTH: Final = 8
@@ -44,6 +45,15 @@ class AnswerKind(IntEnum):
     ERROR = 1
     WITHDRAWN = 2
     STANDS = 3
+
+
+class WatchStart(IntEnum):
+    """Where a watch begins. CURSOR goes on after an earlier link; the others are confirmed with a quorum first."""
+
+    NOW = 0
+    STATE = 1
+    REVISION = 2
+    CURSOR = 3
 
 
 class MalformedFrame(ValueError):
@@ -131,6 +141,38 @@ class Call:
     request: int
     method: str
     arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Follow the rows of ``table`` with low <= key < high, as encoded keys; empty: no bound; equal: that one key.
+
+    ``watch`` is a number as ``Ask.request`` is. ``start`` REVISION and CURSOR: after ``since``. ``credit``: how many bytes
+    of events may come.
+    """
+
+    watch: int
+    table: str
+    low: bytes
+    high: bytes
+    start: WatchStart
+    cluster_id: bytes
+    since: int
+    credit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """Of a watch, counted from its ``Watch`` on this link: the bytes that may come, and that have come."""
+
+    watch: int
+    credit: int
+    received: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unwatch:
+    watch: int
 
 
 # ---- replica to client ----
@@ -228,9 +270,45 @@ class LeaderIs:
     addresses: tuple[str, ...]
 
 
-ToReplica: TypeAlias = Hello | Open | Attach | Submit | Withdraw | KeepAlive | Close | Ask | Call
+@dataclass(frozen=True, slots=True)
+class Watching:
+    """The watch is registered: what changes after ``revision`` will come."""
+
+    watch: int
+    revision: int
+    index: int
+    cluster_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """``data``: a list of records ``[is_state, is_last, revision, session, now_ns, rows]``, rows being ``[key, old, new]`` of
+    a frame, ``[key, row]`` of a state. With them the watch is complete up to ``revision``, unless the last one is a part."""
+
+    watch: int
+    revision: int
+    index: int
+    data: bytes
+
+
+ToReplica: TypeAlias = (
+    Hello | Open | Attach | Submit | Withdraw | KeepAlive | Close | Ask | Call | Watch | Credit | Unwatch
+)
 ToClient: TypeAlias = (
-    Welcome | Opened | Attached | Answer | Waiting | Alive | RenewNow | Closed | Gone | Told | Failed | LeaderIs
+    Welcome
+    | Opened
+    | Attached
+    | Answer
+    | Waiting
+    | Alive
+    | RenewNow
+    | Closed
+    | Gone
+    | Told
+    | Failed
+    | LeaderIs
+    | Watching
+    | Events
 )
 
 
@@ -339,8 +417,16 @@ def _plain(value: Any, depth: int) -> None:
         raise MalformedFrame(f"arguments hold no {kind.__name__}")
 
 
+def _watch_start(value: Any) -> WatchStart:
+    try:
+        return WatchStart(_unsigned(value))
+    except ValueError as error:
+        raise MalformedFrame("unknown start of a watch") from error
+
+
 _NONCE = _bounded_bytes(MAX_SECRET_BYTES)
 _PAYLOAD = _bounded_bytes(MAX_PAYLOAD_BYTES)
+_KEY = _bounded_bytes(MAX_KEY_BYTES)
 
 # tag -> the class and a check for each field, in the order of the fields. Tags are never used again.
 _TO_REPLICA: Final[dict[int, tuple[type[Any], tuple[_Check, ...]]]] = {
@@ -353,6 +439,9 @@ _TO_REPLICA: Final[dict[int, tuple[type[Any], tuple[_Check, ...]]]] = {
     7: (Close, (_unsigned,)),
     8: (Ask, (_unsigned, _consistency, _PAYLOAD, _unsigned)),
     9: (Call, (_unsigned, _text, _arguments)),
+    10: (Watch, (_unsigned, _text, _KEY, _KEY, _watch_start, _NONCE, _unsigned, _unsigned)),
+    11: (Credit, (_unsigned, _unsigned, _unsigned)),
+    12: (Unwatch, (_unsigned,)),
 }
 _TO_CLIENT: Final[dict[int, tuple[type[Any], tuple[_Check, ...]]]] = {
     33: (Welcome, (_unsigned, _text, _NONCE, _text, _members)),
@@ -367,6 +456,8 @@ _TO_CLIENT: Final[dict[int, tuple[type[Any], tuple[_Check, ...]]]] = {
     42: (Told, (_unsigned, _unsigned, _PAYLOAD)),
     43: (Failed, (_unsigned, _unsigned, _unsigned, _PAYLOAD)),
     44: (LeaderIs, (_text, _addresses)),
+    45: (Watching, (_unsigned, _unsigned, _unsigned, _NONCE)),
+    46: (Events, (_unsigned, _unsigned, _unsigned, _PAYLOAD)),
 }
 
 
@@ -410,6 +501,36 @@ def decode_to_client(frame: bytes) -> ToClient:
     """A replica's message. Raises ``MalformedFrame``."""
     message: ToClient = _decode(frame, _TO_CLIENT)
     return message
+
+
+# (is_state, is_last, revision, session, now_ns, rows), a row being its encoded parts: Events.data.
+Record: TypeAlias = tuple[bool, bool, int, int | None, int, list[Any]]
+
+
+def encode_records(records: Sequence[Record]) -> bytes:
+    data: bytes = msgpack.packb(records)
+    return data
+
+
+def decode_records(data: bytes) -> list[Record]:
+    """Raises ``MalformedFrame``."""
+    try:
+        records = msgpack.unpackb(data, max_ext_len=0)
+        for is_state, is_last, revision, session, now_ns, rows in records:
+            if type(is_state) is not bool or type(is_last) is not bool or type(rows) is not list:
+                raise MalformedFrame("a record of a watch has other fields")
+            for number in (revision, now_ns, 0 if session is None else session):
+                _unsigned(number)
+            size = 2 if is_state else 3
+            for row in rows:
+                if type(row) is not list or len(row) != size or type(row[0]) is not bytes:
+                    raise MalformedFrame("a row of a watch has other fields")
+                for part in row[1:]:
+                    if type(part) is not bytes and (part is not None or is_state):
+                        raise MalformedFrame("a row of a watch is bytes")
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise MalformedFrame("the records of a watch do not decode") from error
+    return [tuple(record) for record in records]
 
 
 def _decode(frame: bytes, table: dict[int, tuple[type[Any], tuple[_Check, ...]]]) -> Any:

@@ -38,6 +38,7 @@ from tauraft.command_protocol import (
     Call,
     Close,
     Closed,
+    Credit,
     Failed,
     Gone,
     Hello,
@@ -54,7 +55,9 @@ from tauraft.command_protocol import (
     ToClient,
     Told,
     ToReplica,
+    Unwatch,
     Waiting,
+    Watch,
     Welcome,
     Withdraw,
     decode_to_replica,
@@ -65,6 +68,7 @@ from tauraft.node.replica import Item, LeaderInfo, Outcome, Replica, SessionEven
 from tauraft.payloads import encode_message
 from tauraft.system import messages as system
 from tauraft.transport.transport import MessageStream, StreamClosed, StreamOverloaded
+from tauraft.watch_service import WatchService
 
 logger = logging.getLogger("tauraft.command_service")
 
@@ -147,6 +151,7 @@ class CommandService:
         self._wake = trio.Event()
         self._timer = trio.Event()
         self._nursery: trio.Nursery | None = None
+        self._watches = WatchService(replica)
         self._handlers: dict[type[Any], Callable[[Any, Any], None]] = {
             Hello: self._hello,
             Open: self._open,
@@ -157,6 +162,9 @@ class CommandService:
             Close: self._close,
             Ask: self._ask,
             Call: self._call,
+            Watch: self._watches.watch,
+            Credit: self._watches.credit,
+            Unwatch: self._watches.unwatch,
         }
 
     # ---- links ----
@@ -200,6 +208,7 @@ class CommandService:
         """Drop what this link waited for; its client asks again on another."""
         end.is_closed = True
         self._ends.pop(end, None)
+        self._watches.forget(end)
         alone = [session for session in end.sessions if self._by_session.get(session) is end]
         for session in alone:
             del self._by_session[session]
@@ -235,6 +244,7 @@ class CommandService:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._keep_time)
+                nursery.start_soon(self._watches.run)
                 while True:
                     await self._wake.wait()
                     self._wake = trio.Event()
@@ -261,6 +271,9 @@ class CommandService:
         if self._asks:
             asks, self._asks = self._asks, []
             self._replica.read_index(lambda index: self._confirmed(asks, index))
+        self._watches.confirm()
+        if self._watches.is_confirming:
+            self._sweep_soon()
 
     def _propose(self, items: list[Item]) -> None:
         try:
@@ -292,6 +305,7 @@ class CommandService:
                 self._renew_at = now + self._shortest_ttl_ns // 3 if self._by_session else NEVER
                 for end in dict.fromkeys(self._by_session.values()):
                     end.deliver(RenewNow())
+                self._watches.bookmark()
             if now >= self._sweep_at:
                 self._sweep(now)
 
@@ -316,7 +330,7 @@ class CommandService:
             if changing.next_try_ns <= now:
                 changing.next_try_ns = now + RETRY_NS
                 items.append(changing.item)
-        busy = self._pending or self._opens or self._closes or self._asks
+        busy = self._pending or self._opens or self._closes or self._asks or self._watches.is_confirming
         self._sweep_at = now + SWEEP_NS if busy else NEVER
         self._to_propose += items
         self._flush()
@@ -561,6 +575,7 @@ class CommandService:
             pending.end.deliver(Answer(*key, index, outcome.kind, outcome.data))
         for event in events:
             self._session_event(index, event)
+        self._watches.applied()
         is_gap, self._applied = index > self._applied + 1, index
         if is_gap:
             self._look_again()

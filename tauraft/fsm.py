@@ -30,19 +30,23 @@ import inspect
 import typing
 from collections.abc import Callable, Iterator
 from random import Random
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, overload
 
 from tauraft.codec import compile_codec, message_codec
 from tauraft.errors import Refused
 from tauraft.tables import Table
 
 __all__ = [
-    "FSM", "Command", "Context", "Message", "Query", "Table", "Ticket", "answer_hint", "answers", "applies",
-    "session_ended", "withdraws",
+    "FSM", "Command", "Context", "Message", "PastTable", "Query", "QueryContext", "Table", "TableName", "Ticket",
+    "answer_hint", "answers", "applies", "session_ended", "withdraws",
 ]  # fmt: skip
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+K = TypeVar("K")
+V = TypeVar("V")
+K_co = TypeVar("K_co", covariant=True)
+V_co = TypeVar("V_co", covariant=True)
 F = TypeVar("F", bound="FSM")
 G = TypeVar("G", bound="FSM")
 
@@ -85,6 +89,23 @@ class Ticket(Generic[R]):
     revision: int
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class TableName(Generic[K, V]):
+    """A table as those know it who have no FSM class: messages name it so that handles can watch it.
+
+    COUNTS: Final = TableName("acme.counter", "counts", str, int)    # the FSM has counts: Table[str, int]
+    """
+
+    fsm: str
+    table: str
+    key: type[K]
+    row: type[V]
+
+    @property
+    def full(self) -> str:
+        return f"{self.fsm}/{self.table}"
+
+
 C = TypeVar("C", bound=Command[Any], covariant=True)
 Q = TypeVar("Q", bound=Query[Any], covariant=True)
 H = TypeVar("H", bound=Callable[..., Any])
@@ -120,12 +141,18 @@ class withdraws(Generic[C]):
 
 
 class answers(Generic[Q]):
-    """Marks the handler of a query: ``(self, query) -> answer``."""
+    """Marks the handler of a query: ``(self, query) -> answer``, or ``(self, query, context) -> answer``."""
 
     def __init__(self, kind: type[Q]) -> None:
         self.kind = kind
 
-    def __call__(self: answers[Query[R]], handler: Callable[[F, Q], R]) -> Callable[[F, Q], R]:
+    @overload
+    def __call__(self: answers[Query[R]], handler: Callable[[F, Q], R]) -> Callable[[F, Q], R]: ...
+    @overload
+    def __call__(
+        self: answers[Query[R]], handler: Callable[[F, Q, QueryContext], R]
+    ) -> Callable[[F, Q, QueryContext], R]: ...
+    def __call__(self, handler: Any) -> Any:
         return _mark(handler, "answers", self.kind)
 
 
@@ -186,6 +213,45 @@ class Context(Protocol):
     def read(self, fsm: type[G]) -> G:
         """Another FSM of ``reads=``, to look at."""
 
+    def run(self, part: bytes) -> bytes:
+        """Run an encoded command or query of any active plugin as part of this command, and return its encoded answer.
+
+        As the same session, undone with this command; ``revision`` is the part's afterwards (docs/decisions/0007). Raises
+        what the part is refused with, having undone it alone; ``InvalidCommand`` for one that would wait.
+        """
+
+
+class PastTable(Protocol[K_co, V_co]):
+    """The rows of a table as they were at a revision."""
+
+    def get(self, key: Any, /) -> V_co | None: ...
+
+    def range(self, low: Any = None, high: Any = None) -> Iterator[tuple[K_co, V_co]]:
+        """(key, row) with low <= key < high, in order; None is no bound."""
+
+
+class QueryContext(Protocol):
+    """What the handler of a query may know besides the query and its tables."""
+
+    @property
+    def revision(self) -> int:
+        """Of the state it sees."""
+
+    @property
+    def now_ns(self) -> int:
+        """Cluster time when that state was reached."""
+
+    @property
+    def wall_ns(self) -> int:
+        """Cluster wall clock then."""
+
+    def read(self, fsm: type[G]) -> G:
+        """Another FSM of ``reads=``, to look at."""
+
+    def at(self, table: Table[K, V], revision: int) -> PastTable[K, V]:
+        """``table`` as it was at ``revision``. Raises ``Compacted`` where that is not remembered any more, and
+        ``InvalidCommand`` for one not reached yet, and inside a transaction."""
+
 
 def _mark(handler: H, role: str, kind: type[Message[Any]] | None) -> H:
     marks = getattr(handler, "__tauraft__", ())
@@ -193,7 +259,7 @@ def _mark(handler: H, role: str, kind: type[Message[Any]] | None) -> H:
     return handler
 
 
-_ARGUMENTS = {"applies": 3, "withdraws": 4, "answers": 2, "session_ended": 3}
+_ARGUMENTS = {"applies": (3,), "withdraws": (4,), "answers": (2, 3), "session_ended": (3,)}
 
 
 class FSM:
@@ -287,8 +353,10 @@ def _handlers_of(
             where = f"{cls.__name__}.{name}"
             if inspect.iscoroutinefunction(function):
                 raise TypeError(f"{where}: a handler cannot be async: it runs inside the log, and answers at once")
-            if len(inspect.signature(function).parameters) != _ARGUMENTS[role]:
-                raise TypeError(f"{where}: @{role} handlers take {_ARGUMENTS[role]} parameters, self included")
+            arguments = len(inspect.signature(function).parameters)
+            if arguments not in _ARGUMENTS[role]:
+                counts = " or ".join(map(str, _ARGUMENTS[role]))
+                raise TypeError(f"{where}: @{role} handlers take {counts} parameters, self included")
             if kind is None:
                 ended.append(function)
                 continue
@@ -302,11 +370,15 @@ def _handlers_of(
                 raise TypeError(f"{where}: {kind.__name__} has a handler already")
             message_codec(kind)
             compile_codec(answer_hint(kind))
-            found[role, kind] = function
+            found[role, kind] = _without_context(function) if (role, arguments) == ("answers", 2) else function
     for role, kind in found:
         if role == "withdraws" and ("applies", kind) not in found:
             raise TypeError(f"{cls.__name__}: {kind.__name__} is withdrawn but never applied")
     return found, tuple(ended)
+
+
+def _without_context(handler: Callable[[Any, Any], Any]) -> Callable[[Any, Any, QueryContext], Any]:
+    return lambda fsm, query, context: handler(fsm, query)
 
 
 def answer_hint(kind: type[Message[Any]]) -> Any:

@@ -1,9 +1,15 @@
 """What the author of a handle imports: whom it submits through, and how it learns that something was lost.
 
-A handle is a class over ``AsyncSubmitter`` that awaits only ``submit``, ``query``, ``transaction`` and ``Signal.wait``;
+A handle is a class over ``AsyncSubmitter`` that awaits only ``submit``, ``query``, ``transaction``, watches and ``Signal.wait``;
 so its blocking twin can be generated (``tauraft twin``) and it never needs to know which loop runs it.
 One that hands out holds takes an ``AsyncHolder``, which any cluster or client is as well: its ``tenure`` is the
 engine's promise to count a hold out in time (SAFETY 2, 17), and to renew it meanwhile.
+
+What changes is watched: ``submitter.watch(TABLE, low="a/", high="a0")`` follows the rows of a table in a range of keys, and
+yields a ``Frame`` a command, or a ``State`` where frames are gone; ``map`` makes a handle's own events of them:
+
+    def leaders(self) -> AsyncWatch[Leader | None]:
+        return self._cluster.watch(TERMS, key=self.name, with_state=True).map(_leaders_of)
 
 Here are also the checks that every handle makes at the call, in the caller's frame, before anything is sent:
 a wrong type is a ``TypeError``, a wrong value an ``InvalidArgument``.
@@ -14,21 +20,34 @@ Not here: how things reach the engine (``bridge``, ``caller``), and the handles 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Coroutine, Generator
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, Protocol, Self, TypeAlias, TypeVar, overload
 
 from tauraft import errors
-from tauraft.fsm import Command, Query
+from tauraft.fsm import Command, Query, TableName
+from tauraft.payloads import decode_answer as decode_part, encode_message as encode_part
 from tauraft.types import Consistency
+from tauraft.watch import Frame, RowChange, State, Subscription, WatchRequest, decode_arrived
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from tauraft.bridge import SignalState
+    from tauraft.caller import AsyncCaller, Caller
+
+__all__ = [
+    "AsyncHere", "AsyncHolder", "AsyncLossGuard", "AsyncSignal", "AsyncSubmitter", "AsyncWatch", "Frame", "Here", "Holder",
+    "LossGuard", "RowChange", "Signal", "State", "Submitter", "TableName", "Tenure", "Watch", "as_bytes", "check_name",
+    "check_patience", "check_timeout", "check_ttl", "decode_part", "encode_part",
+]  # fmt: skip
 
 R = TypeVar("R")
+S = TypeVar("S")
+K = TypeVar("K")
+V = TypeVar("V")
 A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
@@ -60,6 +79,22 @@ class AsyncSubmitter(Protocol):
     @overload
     async def transaction(self, *commands: Command[Any], timeout: float | None = None) -> tuple[Any, ...]: ...
 
+    def watch(
+        self,
+        table: TableName[K, V],
+        *,
+        key: K | None = None,
+        low: K | None = None,
+        high: K | None = None,
+        since_revision: int | None = None,
+        with_state: bool = False,
+    ) -> AsyncWatch[Frame[K, V] | State[K, V]]:
+        """Follow the rows of ``table``: of one ``key``, or with low <= key < high, None being no bound.
+
+        From entering it on; or of all revisions after ``since_revision``; or, ``with_state``, a ``State`` first. No frame
+        is skipped or given twice, whatever reconnects; where some are gone already, a ``State`` says what is there.
+        """
+
 
 class Submitter(Protocol):
     """The blocking twin of ``AsyncSubmitter``: any ``Cluster`` or ``Client``."""
@@ -80,6 +115,22 @@ class Submitter(Protocol):
     ) -> tuple[A, B, C]: ...
     @overload
     def transaction(self, *commands: Command[Any], timeout: float | None = None) -> tuple[Any, ...]: ...
+
+    def watch(
+        self,
+        table: TableName[K, V],
+        *,
+        key: K | None = None,
+        low: K | None = None,
+        high: K | None = None,
+        since_revision: int | None = None,
+        with_state: bool = False,
+    ) -> Watch[Frame[K, V] | State[K, V]]:
+        """Follow the rows of ``table``: of one ``key``, or with low <= key < high, None being no bound.
+
+        From entering it on; or of all revisions after ``since_revision``; or, ``with_state``, a ``State`` first. No frame
+        is skipped or given twice, whatever reconnects; where some are gone already, a ``State`` says what is there.
+        """
 
 
 class Tenure(Protocol):
@@ -223,6 +274,140 @@ class Open:
     @staticmethod
     def of(opened: T) -> T:
         return opened
+
+
+class _Watch(Generic[R]):
+    """What both kinds of watch share. ``translate`` makes any number of events of one frame or state."""
+
+    def __init__(self, caller: Any, request: WatchRequest, translate: Callable[[Any], Iterable[R]]) -> None:
+        self._caller = caller
+        self._request = request
+        self._translate = translate
+        self._subscription: Subscription | None = None
+        self._is_entered = False
+        self._events: deque[R] = deque()  # of the frame taken last
+
+    def _enter(self) -> None:
+        if self._is_entered:
+            raise errors.InvalidArgument("a watch is entered once; make a new one", option="watch")
+        self._is_entered = True
+
+    def _entered(self) -> Subscription:
+        if self._subscription is None:
+            raise errors.InvalidArgument("use `with` (`async with`) to begin the watch first", option="watch")
+        return self._subscription
+
+    def _take(self, subscription: Subscription) -> Any:
+        """The next event that is there; ``_NOTHING`` yet. Raises what the watch ended with."""
+        events = self._events
+        while True:
+            try:
+                return events.popleft()
+            except IndexError:
+                arrived = subscription.feed.take()
+            if arrived is None:
+                return _NOTHING
+            events.extend(self._translate(decode_arrived(self._request.table, arrived)))
+
+    def _leave(self) -> None:
+        if self._subscription is not None:
+            self._caller.close_watch(self._subscription)
+
+    def _wait_timeout(self) -> errors.WaitTimeout:
+        return errors.WaitTimeout("nothing came in time; the watch goes on")
+
+
+class AsyncWatch(_Watch[R]):
+    """``async with cluster.kv.watch("k") as watch: async for event in watch``; registered once entered.
+
+    May be iterated by several tasks, each event going to one of them. Made by ``AsyncSubmitter.watch``.
+    """
+
+    _caller: AsyncCaller
+
+    def map(self, translate: Callable[[R], Iterable[S]]) -> AsyncWatch[S]:
+        """A watch, not entered yet, of what ``translate`` makes of each item: any number of events."""
+        before = self._translate
+        return AsyncWatch(
+            self._caller, self._request, lambda frame: (made for item in before(frame) for made in translate(item))
+        )
+
+    async def __aenter__(self) -> Self:
+        self._enter()
+        self._subscription = await self._caller.open_watch(self._request)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._leave()
+
+    async def next(self, timeout: float | None = None) -> R:
+        """The next event. Raises ``WaitTimeout`` when none comes in time; the watch goes on."""
+        import anyio.lowlevel
+
+        patience = check_patience(timeout)
+        subscription = self._entered()
+        if not self._events:
+            await anyio.lowlevel.checkpoint()  # where events come faster than they are used, others get their turn
+        give_up = None if patience is None else self._caller.now() + patience
+        while True:
+            found = self._take(subscription)
+            if found is not _NOTHING:
+                event: R = found
+                return event
+            left = None if give_up is None else give_up - self._caller.now()
+            if left is not None and left <= 0:
+                raise self._wait_timeout()
+            await subscription.feed.wait(left)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> R:
+        return await self.next()
+
+
+class Watch(_Watch[R]):
+    """The blocking twin: ``with cluster.kv.watch("k") as watch: for event in watch``. Threads may share it."""
+
+    _caller: Caller
+
+    def map(self, translate: Callable[[R], Iterable[S]]) -> Watch[S]:
+        before = self._translate
+        return Watch(
+            self._caller, self._request, lambda frame: (made for item in before(frame) for made in translate(item))
+        )
+
+    def __enter__(self) -> Self:
+        self._enter()
+        self._subscription = self._caller.open_watch(self._request)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._leave()
+
+    def next(self, timeout: float | None = None) -> R:
+        """The next event. Raises ``WaitTimeout`` when none comes in time; the watch goes on."""
+        patience = check_patience(timeout)
+        subscription = self._entered()
+        give_up = None if patience is None else self._caller.now() + patience
+        while True:
+            found = self._take(subscription)
+            if found is not _NOTHING:
+                event: R = found
+                return event
+            left = None if give_up is None else give_up - self._caller.now()
+            if left is not None and left <= 0:
+                raise self._wait_timeout()
+            subscription.feed.wait_blocking(left)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> R:
+        return self.next()
+
+
+_NOTHING: Final[Any] = object()
 
 
 class AsyncLossGuard:

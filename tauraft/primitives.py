@@ -16,10 +16,11 @@ from typing import Any, Literal, Self, TypeVar, overload
 
 from tauraft import errors
 from tauraft.caller import AsyncCaller, EngineTenure
-from tauraft.fsm import Command, Query
-from tauraft.handle import AsyncSignal, Reminder, check_patience, check_timeout
+from tauraft.fsm import Command, Query, TableName
+from tauraft.handle import AsyncSignal, AsyncWatch, Reminder, check_patience, check_timeout
 from tauraft.system.messages import Barrier
 from tauraft.types import Consistency, Member, Rows, Status
+from tauraft.watch import Frame, State, watch_request
 from tauraft_primitives.counters.handle import AsyncCounter, AsyncIds
 from tauraft_primitives.fencing.handle import AsyncFenced
 from tauraft_primitives.kv.handle import AsyncKV
@@ -29,6 +30,8 @@ from tauraft_primitives.rwlocks.handle import AsyncRwLock
 from tauraft_primitives.semaphores.handle import AsyncSemaphore
 
 R = TypeVar("R")
+K = TypeVar("K")
+V = TypeVar("V")
 A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
@@ -112,6 +115,22 @@ class AsyncPrimitives:
     async def transaction(self, *commands: Command[Any], timeout: float | None = None) -> tuple[Any, ...]:
         """All or nothing, across plugins; the answers in order. A command that waits is refused (``InvalidCommand``)."""
         return await self._caller.transaction(commands, check_timeout(timeout))
+
+    def watch(
+        self,
+        table: TableName[K, V],
+        *,
+        key: K | None = None,
+        low: K | None = None,
+        high: K | None = None,
+        since_revision: int | None = None,
+        with_state: bool = False,
+    ) -> AsyncWatch[Frame[K, V] | State[K, V]]:
+        """Follow the rows of a plugin's table: of one ``key``, or with low <= key < high (``tauraft.handle``)."""
+        request = watch_request(
+            table, key=key, low=low, high=high, since_revision=since_revision, with_state=with_state
+        )
+        return AsyncWatch(self._caller, request, lambda frame: (frame,))
 
     def whoami(self) -> tuple[str, str, int, str | None]:
         return self._caller.whoami()

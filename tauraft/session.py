@@ -34,6 +34,7 @@ from tauraft.command_protocol import (
     Call,
     Close,
     Closed,
+    Events,
     Failed,
     Gone,
     KeepAlive,
@@ -46,9 +47,11 @@ from tauraft.command_protocol import (
     ToClient,
     Told,
     Waiting,
+    Watching,
     Welcome,
     Withdraw,
 )
+from tauraft.watch import Subscription, Subscriptions
 
 Done: TypeAlias = Callable[[bytes | None, BaseException | None], object]
 
@@ -201,6 +204,7 @@ class Session:
         self._unsent_count = 0
         self._requests: dict[int, Request] = {}
         self._next_request = 1
+        self._watches = Subscriptions()
         self._deadlines: list[tuple[int, int, Submission | Request | Retry | Reminding]] = []
         self._pushed = 0
         self._armed_ns = 0
@@ -222,6 +226,8 @@ class Session:
             Closed: self._closed,
             LeaderIs: self._leader_is,
             Welcome: self._welcome,
+            Watching: self._watches.watching,
+            Events: self._watches.events,
         }
 
     # ---- the caller's side ----
@@ -314,6 +320,15 @@ class Session:
         request.step = Step.DONE
         self._requests.pop(request.number, None)
 
+    def watch(self, subscription: Subscription, opened: Callable[[BaseException | None], object]) -> None:
+        """Begin a watch; it goes on over any number of links until ``unwatch``. Raises as ``submit`` does."""
+        self._must_be_usable(self._clock())
+        self._watches.open(subscription, self._next_request, opened)
+        self._next_request += 1
+
+    def unwatch(self, subscription: Subscription) -> None:
+        self._watches.close(subscription)
+
     def close(self, done: Callable[[], object]) -> None:
         """End the session cleanly, so that all it holds is free at once. ``done`` is called when the cluster has confirmed it."""
         if self.state in (State.CLOSED, State.LOST):
@@ -355,10 +370,12 @@ class Session:
         for request in list(self._requests.values()):
             link.send(request.make())
             request.step = Step.SENT
+        self._watches.link_up(link)
         self._open_or_attach()
 
     def link_down(self) -> None:
         self._link, self._attached = None, False
+        self._watches.link_down()
         for request in [r for r in self._requests.values() if r.step is Step.SENT and not r.repeatable]:
             del self._requests[request.number]
             request.finish(
@@ -531,6 +548,8 @@ class Session:
     def _failed(self, failed: Failed) -> None:
         error = _error_of(failed.error)
         if failed.request:
+            if self._watches.failed(failed.request, error):
+                return
             request = self._requests.pop(failed.request, None)
             if request is not None:
                 request.finish(None, error)
@@ -691,6 +710,7 @@ class Session:
         requests, self._requests = self._requests, {}
         for request in requests.values():
             request.finish(None, kind(f"{why}", outcome="not-applied" if request.repeatable else "unknown"))
+        self._watches.end_all(lambda: kind(f"{why}; the watch has ended", outcome="not-applied"))
 
     def _leader_is(self, leader: LeaderIs) -> None:
         self.leader = leader

@@ -181,6 +181,9 @@ class TableSet:
     def __getitem__(self, name: str) -> Table[Any, Any]:
         return self._tables[name]
 
+    def find(self, name: str) -> Table[Any, Any] | None:
+        return self._tables.get(name)
+
     def add(self, table: Table[Any, Any]) -> None:
         if table.name in self._tables:
             raise ValueError(f"there is a table {table.name} already")

@@ -17,10 +17,11 @@ from typing import Any, Literal, Self, TypeVar, overload
 
 from tauraft import errors
 from tauraft.caller import Caller, EngineTenure
-from tauraft.fsm import Command, Query
-from tauraft.handle import Signal, Reminder, check_patience, check_timeout
+from tauraft.fsm import Command, Query, TableName
+from tauraft.handle import Signal, Watch, Reminder, check_patience, check_timeout
 from tauraft.system.messages import Barrier
 from tauraft.types import Consistency, Member, Rows, Status
+from tauraft.watch import Frame, State, watch_request
 from tauraft_primitives.counters._blocking import Counter, Ids
 from tauraft_primitives.fencing._blocking import Fenced
 from tauraft_primitives.kv._blocking import KV
@@ -30,6 +31,8 @@ from tauraft_primitives.rwlocks._blocking import RwLock
 from tauraft_primitives.semaphores._blocking import Semaphore
 
 R = TypeVar("R")
+K = TypeVar("K")
+V = TypeVar("V")
 A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
@@ -113,6 +116,22 @@ class Primitives:
     def transaction(self, *commands: Command[Any], timeout: float | None = None) -> tuple[Any, ...]:
         """All or nothing, across plugins; the answers in order. A command that waits is refused (``InvalidCommand``)."""
         return self._caller.transaction(commands, check_timeout(timeout))
+
+    def watch(
+        self,
+        table: TableName[K, V],
+        *,
+        key: K | None = None,
+        low: K | None = None,
+        high: K | None = None,
+        since_revision: int | None = None,
+        with_state: bool = False,
+    ) -> Watch[Frame[K, V] | State[K, V]]:
+        """Follow the rows of a plugin's table: of one ``key``, or with low <= key < high (``tauraft.handle``)."""
+        request = watch_request(
+            table, key=key, low=low, high=high, since_revision=since_revision, with_state=with_state
+        )
+        return Watch(self._caller, request, lambda frame: (frame,))
 
     def whoami(self) -> tuple[str, str, int, str | None]:
         return self._caller.whoami()

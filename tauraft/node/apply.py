@@ -13,7 +13,6 @@ not below the floor; its answer is written after the scope closed (SAFETY 5).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal, TypeVar
 
@@ -23,8 +22,9 @@ from tauraft import errors
 from tauraft.codec import INT_MAX, CodecError, compile_codec
 from tauraft.core.messages import Entry, Membership, SnapshotMeta
 from tauraft.errors import InvalidCommand, PluginMissing, Refused, SessionLost
-from tauraft.fsm import FSM, Command, Message, Query, Ticket
+from tauraft.fsm import FSM, Command, Message, PastTable, Query, Table, Ticket
 from tauraft.node.batch import decode_batch
+from tauraft.node.change_log import ChangeLog, RevisionChanges
 from tauraft.node.replica import AnswerKind, Outcome, SessionEvent, StoredState
 from tauraft.plugin_manager import Registry
 from tauraft.storage.snapshot_store import SnapshotCorrupt
@@ -52,26 +52,19 @@ from tauraft.system.sessions import (
 )
 from tauraft.system.tables import ActiveVersion, ReplicaRow, System
 from tauraft.system.timers import MAX_FIRED_PER_ENTRY, Timers
-from tauraft.tables import TableSet
+from tauraft.tables import Change, TableSet
 
 R = TypeVar("R")
+K = TypeVar("K")
+V = TypeVar("V")
 F = TypeVar("F", bound=FSM)
 SNAPSHOT_FORMAT = 1
 SESSIONS = "tauraft.system/sessions"  # where the sessions' blobs stand among the rows of a snapshot
-Change = tuple[str, Any, Any, Any]  # table, key, old or ABSENT, new or ABSENT
+MAX_PARTS = 10_000  # of one command, all levels together
+MAX_PART_DEPTH = 8
 
 # Stop the replica: whether these happen depends on this process alone (SAFETY 13).
 _STOPS = (MemoryError, RecursionError, OSError)
-
-
-@dataclass(frozen=True, slots=True)
-class RevisionChanges:
-    """What one executed command changed; rows of one revision are one frame of events."""
-
-    revision: int
-    now_ns: int
-    wall_ns: int
-    changes: Sequence[Change]
 
 
 class _Context:
@@ -136,6 +129,47 @@ class _Context:
     def read(self, fsm: type[F]) -> F:
         return self._machine.read_for(self.fsm, fsm)
 
+    def run(self, part: bytes) -> bytes:
+        if self.message is None:
+            raise TypeError("parts are run by the handlers of commands")
+        kept = self.fsm, self.message, self._random
+        tables = self._machine.tables
+        try:
+            return self._machine.run_part(part, self.session, self.sequence)
+        finally:
+            self.fsm, self.message, self._random = kept
+            tables.writer = self.fsm
+
+
+class _QueryContext:
+    """The ``QueryContext`` of one query."""
+
+    __slots__ = ("_fsm", "_machine")
+
+    def __init__(self, machine: Machine, fsm: str) -> None:
+        self._machine = machine
+        self._fsm = fsm
+
+    @property
+    def revision(self) -> int:
+        return self._machine.revision
+
+    @property
+    def now_ns(self) -> int:
+        return self._machine.now_ns
+
+    @property
+    def wall_ns(self) -> int:
+        return self._machine.wall_ns
+
+    def read(self, fsm: type[F]) -> F:
+        return self._machine.read_for(self._fsm, fsm)
+
+    def at(self, table: Table[K, V], revision: int) -> PastTable[K, V]:
+        if self._machine.tables.in_scope:
+            raise InvalidCommand("a query inside a transaction cannot ask for the past")
+        return self._machine.change_log.at(table, revision)
+
 
 class Machine:
     """The replicated state of one namespace, and how entries change it."""
@@ -162,7 +196,12 @@ class Machine:
         self._changes: list[RevisionChanges] = []
         self._handlers: dict[type[Message[Any]], tuple[FSM, Callable[..., Any]]] = {}
         self.generation = 0  # changes when a snapshot replaces everything
-        self.on_changes: Callable[[Sequence[RevisionChanges]], object] | None = None
+        self.change_log = ChangeLog(self.tables)
+        self.on_changes: list[
+            Callable[[Sequence[RevisionChanges]], object]
+        ] = []  # called after each entry that changed rows
+        self._parts = self._depth = 0
+        self._is_reshaped = False  # an FSM was upgraded in this entry: rows before it have another shape
         for message in MESSAGES:
             registry.add_message(message)
 
@@ -205,7 +244,7 @@ class Machine:
         handler = None if fsm is None else fsm.query_handler(type(query))
         if fsm is None or handler is None:
             raise InvalidCommand(f"nobody answers {query.fsm}/{query.tag} on this cluster")
-        return handler(fsm, query)
+        return handler(fsm, query, _QueryContext(self, query.fsm))
 
     def read_for(self, reader: str, fsm: type[F]) -> F:
         if fsm not in type(self._fsms[reader]).reads:
@@ -240,8 +279,16 @@ class Machine:
             else:
                 self._run_of_system(message or self.registry.decode(payload))
         self.applied_index, self.applied_term = entry.index, entry.term
-        if self.on_changes is not None and self._changes:
-            self.on_changes(self._changes)
+        change_log = self.change_log
+        change_log.revision, change_log.now_ns = self.revision, self.now_ns
+        if self._is_reshaped:
+            self._is_reshaped = False
+            change_log.restart(self.revision, self.now_ns)
+        elif self._changes:
+            change_log.record(self._changes)
+        if self._changes:
+            for listener in self.on_changes:
+                listener(self._changes)
         return self._outcomes, self._events
 
     def _run_of_session(
@@ -311,17 +358,18 @@ class Machine:
         """Run one command of a session in its scope: (None: it waits | kind, encoded answer, may be withdrawn)."""
         tables = self.tables
         tables.begin()
-        started_with = len(self._effects)
+        started_with, first = len(self._effects), self.revision + 1
+        self._parts = self._depth = 0
         try:
             if type(message) is Transaction:
-                value: Any = tuple(self._run_part(part, session_id, sequence) for part in message.commands)
+                value: Any = tuple(self.run_part(part, session_id, sequence) for part in message.commands)
                 data, undo = _BYTES_TUPLE.encode(value), False
             else:
                 value, fsm = self._call(message, session_id, sequence)
                 undo = fsm is not None and fsm.withdraw_handler(type(message)) is not None
                 if isinstance(value, Ticket):
                     own = self._own_answer(value, session_id, sequence, started_with)
-                    self._finish_scope()
+                    self._finish_scope(first, session_id)
                     return (None, b"", True) if own is None else (*own, undo)
                 data = self.registry.encode_answer(message, value)
         except Refused as refused:
@@ -338,7 +386,7 @@ class Machine:
                 "nothing changed"
             )
             return AnswerKind.ERROR, errors.encode(failed), False
-        self._finish_scope()
+        self._finish_scope(first, session_id)
         return AnswerKind.VALUE, data, undo
 
     def _own_answer(
@@ -354,18 +402,40 @@ class Machine:
                 return kind, data
         return None
 
-    def _run_part(self, payload: bytes, session_id: int | None, sequence: int) -> bytes:
+    def run_part(self, payload: bytes, session_id: int | None, sequence: int) -> bytes:
+        """One command or query of a transaction, in a scope of its own: refused, it leaves nothing behind (decision 0007)."""
+        if self._depth >= MAX_PART_DEPTH or self._parts >= MAX_PARTS:
+            raise InvalidCommand(
+                f"a command runs at most {MAX_PARTS} parts, nested {MAX_PART_DEPTH} deep; nothing changed"
+            )
         inactive = self._why_inactive(payload)
         if inactive is not None:
             raise inactive
         message = self.registry.decode(payload)
+        if isinstance(message, Query):
+            return self.registry.encode_answer(message, self.answer(message))
         if self._withdraw_handler(message) is not None:
             # Also where it would be granted at once: nothing could take that grant back from a caller who never learns of it.
             raise InvalidCommand(f"{message.tag} may wait: that is not possible in a transaction; nothing changed")
-        value, _ = self._call(message, session_id, sequence)
-        if isinstance(value, Ticket):
-            raise InvalidCommand(f"{message.tag} would wait: that is not possible in a transaction; nothing changed")
-        return self.registry.encode_answer(message, value)
+        started_with = len(self._effects)
+        self._parts += 1
+        self._depth += 1
+        self.tables.begin()
+        try:
+            value, _ = self._call(message, session_id, sequence)
+            if isinstance(value, Ticket):
+                raise InvalidCommand(
+                    f"{message.tag} would wait: that is not possible in a transaction; nothing changed"
+                )
+            answer = self.registry.encode_answer(message, value)
+        except BaseException:
+            self.tables.rollback()
+            del self._effects[started_with:]
+            raise
+        finally:
+            self._depth -= 1
+        self.tables.commit()
+        return answer
 
     def _call(self, message: Message[Any], session_id: int | None, sequence: int) -> tuple[Any, FSM | None]:
         self.revision += 1
@@ -384,10 +454,14 @@ class Machine:
         self.tables.writer = message.fsm
         return handler(fsm, message, self._context), fsm
 
-    def _finish_scope(self) -> None:
+    def _finish_scope(self, first: int = 0, session: int | None = None) -> None:
+        """``first``: the first revision of what ran in it, where that is not the last one too."""
         changes = self.tables.commit()
         if changes:
-            self._changes.append(RevisionChanges(self.revision, self.now_ns, self.wall_ns, changes))
+            revision = self.revision
+            self._changes.append(
+                RevisionChanges(revision, self.now_ns, self.wall_ns, changes, session, first or revision)
+            )
 
     def _in_own_scope(self, act: Callable[[], object]) -> None:
         self.tables.begin()
@@ -520,6 +594,7 @@ class Machine:
             self._events.append(SessionEvent("ended", session_id))
             return
         self.revision += 1
+        first, changed_before = self.revision, len(self._changes)
         pending = sorted(
             [(s, t.payload, t.revision) for s, t in session.tickets.items()]
             + [(s, a.undo, a.revision) for s, a in session.answers.items() if a.undo is not None]
@@ -533,7 +608,21 @@ class Machine:
             fsm = self._fsms[name]
             for handler in fsm.session_ended_handlers():
                 self._guarded(name, None, 0, lambda run=handler, on=fsm: run(on, session_id, self._context))  # type: ignore[misc]
+        self._join_changes(changed_before, first)
         self._events.append(SessionEvent("ended", session_id))
+
+    def _join_changes(self, start: int, first: int) -> None:
+        """What several scopes changed becomes one frame: whoever watches sees a session's end as one revision."""
+        scopes = self._changes[start:]
+        if len(scopes) < 2:
+            return
+        joined: dict[tuple[str, Any], tuple[Any, Any]] = {}
+        for scope in scopes:
+            for name, key, old, new in scope.changes:
+                before = joined.get((name, key))
+                joined[name, key] = (old if before is None else before[0], new)
+        changes: list[Change] = [(name, key, old, new) for (name, key), (old, new) in joined.items() if old is not new]
+        self._changes[start:] = [RevisionChanges(self.revision, self.now_ns, self.wall_ns, changes, None, first)]
 
     def _withdraw(self, command: Withdraw) -> None:
         session = self.sessions.to_change(command.session)
@@ -589,7 +678,7 @@ class Machine:
             self.tables.rollback()
             del self._effects[started_with:]
         else:
-            self._finish_scope()
+            self._finish_scope(0, session)
         self._deliver_effects()
 
     # The manifest.
@@ -620,6 +709,8 @@ class Machine:
         self.tables.writer = SYSTEM
         self.system.manifest[command.fsm_name] = ActiveVersion(command.version, command.digest)
         self._finish_scope()
+        if old is not None:
+            self._is_reshaped = True
 
     def _add_tables(self, fsm: FSM) -> None:
         for table in fsm.tables():
@@ -686,6 +777,7 @@ class Machine:
         self.timers.order = order
         self.applied_index, self.applied_term, self.membership = meta.index, meta.term, meta.membership
         self.generation += 1
+        self.change_log.restart(revision, now_ns)
 
 
 class MachineView:

@@ -22,6 +22,7 @@ from tauraft.errors import InvalidCommand, NoLeader, NotLeader, Refused, Tauraft
 from tauraft.fsm import Message, Query
 from tauraft.node import report
 from tauraft.node.apply import Machine
+from tauraft.node.change_log import ChangeLog
 from tauraft.node.driver import Driver
 from tauraft.node.forwarding import FORWARDED
 from tauraft.node.replica import Item, LeaderInfo, Outcome, ReplicaListener, SessionEvent, StoredState
@@ -106,6 +107,10 @@ class LocalReplica:
     @property
     def applied_index(self) -> int:
         return self.machine.applied_index
+
+    @property
+    def change_log(self) -> ChangeLog:
+        return self.machine.change_log
 
     @property
     def is_leader(self) -> bool:

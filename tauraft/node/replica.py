@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from tauraft.command_protocol import AnswerKind as AnswerKind
 from tauraft.fsm import Message, Query
+from tauraft.node.change_log import ChangeLog
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,10 @@ class Replica(Protocol):
 
     @property
     def applied_index(self) -> int: ...
+
+    @property
+    def change_log(self) -> ChangeLog:
+        """What changed lately, from which watches are served."""
 
     @property
     def leader(self) -> LeaderInfo | None: ...

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, strategies as st
 
 from tauraft import command_protocol as protocol
-from tauraft.command_protocol import AnswerKind, MalformedFrame, MemberAddress
+from tauraft.command_protocol import AnswerKind, MalformedFrame, MemberAddress, WatchStart
 
+# One whole frame of revision 9: the row k, new.
+RECORDS = protocol.encode_records([(False, True, 9, 5, 7, [[b"k", None, b"n"]])])
 # Written down once, never changed: a release that cannot read these cannot talk to its neighbours.
 GOLDEN: list[tuple[Any, str]] = [
     (protocol.Hello(1, "web", "host2", 812), "950101a3776562a5686f737432cd032c"),
@@ -35,6 +37,14 @@ GOLDEN: list[tuple[Any, str]] = [
     (protocol.Told(1, 9, b"d"), "942a0109c40164"),
     (protocol.Failed(0, 7, 1, b"e"), "952b000701c40165"),
     (protocol.LeaderIs("A", ("/x",)), "932ca14191a22f78"),
+    (
+        protocol.Watch(3, "a/t", b"\xa1a", b"\xa1b", WatchStart.CURSOR, b"c", 8, 262144),
+        "990a03a3612f74c402a161c402a16203c4016308ce00040000",
+    ),
+    (protocol.Credit(3, 300000, 65536), "940b03ce000493e0ce00010000"),
+    (protocol.Unwatch(3), "920c03"),
+    (protocol.Watching(3, 8, 4, b"c"), "952d030804c40163"),
+    (protocol.Events(3, 9, 5, RECORDS), "952e030905c4109196c2c30905079193c4016bc0c4016e"),
 ]
 
 
@@ -124,3 +134,31 @@ def test_a_flipped_byte_never_raises_anything_else(data: st.DataObject) -> None:
         _decode(message, bytes(frame))
     except MalformedFrame:
         pass
+
+
+@given(st.binary(max_size=100))
+def test_any_bytes_are_records_of_a_watch_or_malformed(data: bytes) -> None:
+    try:
+        protocol.decode_records(data)
+    except MalformedFrame:
+        pass
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        5,
+        [5],
+        [[0, True, 1, None, 1, []]],
+        [[False, True, -1, None, 1, []]],
+        [[False, True, 1, "5", 1, []]],
+        [[False, True, 1, None, 1, [[b"k", None]]]],
+        [[True, True, 1, None, 1, [[b"k", None]]]],
+        [[False, True, 1, None, 1, [["k", None, None]]]],
+        [[False, True, 1, None, 1, [[b"k", 5, None]]]],
+        [[False, True, 1, None, 1]],
+    ],
+)
+def test_records_of_another_form_are_refused(records: Any) -> None:
+    with pytest.raises(MalformedFrame):
+        protocol.decode_records(msgpack.packb(records))

@@ -17,6 +17,7 @@ from tauraft.engine import Engine, boottime_ns
 from tauraft.fsm import FSM, Message, Query
 from tauraft.node.apply import Machine
 from tauraft.node.batch import encode_batch
+from tauraft.node.change_log import ChangeLog
 from tauraft.node.replica import Item, LeaderInfo, Outcome, ReplicaListener, StoredState
 from tauraft.plugin_manager import Registry
 from tauraft.system.messages import Activate, Tick
@@ -50,6 +51,10 @@ class MachineReplica:
     @property
     def applied_index(self) -> int:
         return self.machine.applied_index
+
+    @property
+    def change_log(self) -> ChangeLog:
+        return self.machine.change_log
 
     @property
     def is_leader(self) -> bool:

@@ -16,8 +16,10 @@ from tauraft.codec import message_codec
 from tauraft.command_protocol import AnswerKind, LeaderIs, Link, LinkUser, ToClient, ToReplica
 from tauraft.command_service import CommandService
 from tauraft.fsm import Command, Message, Query
+from tauraft.node.change_log import ChangeLog
 from tauraft.node.replica import Item, LeaderInfo, Outcome, ReplicaListener, SessionEvent, StoredState
 from tauraft.system import messages as system
+from tauraft.tables import TableSet
 
 S = 1_000_000_000  # ns
 
@@ -68,6 +70,7 @@ class MemoryReplica:
     def __init__(self) -> None:
         self.applied_index = 0
         self.revision = 0
+        self.change_log = ChangeLog(TableSet())
         self.leader: LeaderInfo | None = LeaderInfo("A", ())
         self.sessions: dict[int, Books] = {}
         self.nonces: dict[bytes, int] = {}
