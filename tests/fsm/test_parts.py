@@ -10,15 +10,17 @@ from tauraft import errors
 from tauraft.fsm import Message
 from tauraft.payloads import decode_answer, encode_message
 from tauraft.system.messages import Barrier, Close, Transaction
+from tauraft_plugins.fencing.fsm import Fencing
 from tauraft_plugins.locks.fsm import Locks
-from tauraft_primitives.locks.messages import Acquire, CheckHold
+from tauraft_primitives.fencing.messages import CheckHold
+from tauraft_primitives.locks.messages import Acquire
 from tests.primitives.harness import Harness, SessionOf
 from tests.watch.board import Board, Clear, Pin, PinMany, Read, RunAll
 
 
 @pytest.fixture
 def replica() -> Harness:
-    return Harness(Board, Locks)
+    return Harness(Board, Locks, Fencing)
 
 
 @pytest.fixture

@@ -10,11 +10,13 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from tauraft.fsm import Command, Query
-from tauraft.handle import Submitter
+from tauraft.handle import Submitter, Watch, Frame, State, TableName
 from tauraft.types import Consistency
 from tauraft_primitives.fencing.messages import CheckHold, check_token
 
 R = TypeVar("R")
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class Fenced:
@@ -37,3 +39,18 @@ class Fenced:
     def transaction(self, *commands: Command[Any], timeout: float | None = None) -> tuple[Any, ...]:
         _, *answers = self._submitter.transaction(self._check, *commands, timeout=timeout)
         return tuple(answers)
+
+    def watch(
+        self,
+        table: TableName[K, V],
+        *,
+        key: K | None = None,
+        low: K | None = None,
+        high: K | None = None,
+        since_revision: int | None = None,
+        with_state: bool = False,
+    ) -> Watch[Frame[K, V] | State[K, V]]:
+        """Watching changes nothing, and is not fenced."""
+        return self._submitter.watch(
+            table, key=key, low=low, high=high, since_revision=since_revision, with_state=with_state
+        )
