@@ -302,6 +302,12 @@ class MemoryFileSystem:
         seen: set[int] = set()
         self._settle(self._root, random, seen)
 
+    def restart_process(self) -> None:
+        """The process died, the machine did not: what was written is read again, durable or not; open files are gone."""
+        self._boot += 1
+        self._is_off = False
+        self._power_until = None
+
     def fail_syncs(self, count: int | None = 1, *, prefix: str = "") -> None:
         """The next ``count`` syncs (None:
 

@@ -10,6 +10,8 @@ lies behind that point there does not count.  That is also how a bad tail is cut
 to a new segment.  Behind its end a sealed segment has an ``INDEX`` frame, by which ``open`` takes it over with one
 CRC of the file instead of reading each record; without it the frames are read one by one.
 
+``open`` writes and syncs the last frame again: every older one is known to be durable, by what the next one claims.
+
 The next segment is prepared (filled with zeros, a step with each append) before it is needed.
 In memory: 8 bytes an entry for its place, and the recent entries themselves up to ``cache_bytes``.
 
@@ -150,6 +152,7 @@ class SegmentLog:
             self._current.end, self._current.chain = end, chain
             self._current.entry_count = self.last_index + 1 - self._index.first_in(number)
             self._must_roll = recovery.tail is not Tail.CLEAN
+            self._write_again(self._current, recovery.unsynced_from)
             self._sealed = [other for other in recovery.chain if other != number]
             if recovery.tail is Tail.SUSPECT:
                 self._state = replace(self._state, is_tail_suspect=True)
@@ -351,6 +354,15 @@ class SegmentLog:
             self._failure = str(error)
             raise
 
+    def _write_again(self, segment: _Segment, start: int) -> None:
+        """Make durable what was read: the process before may have died, or seen its sync fail, between write and sync.
+
+        Its bytes come from the page cache then. Syncing alone would not do: pages whose sync failed count as clean.
+        """
+        with self._final():
+            data = segment.file.read(start, segment.end - start)
+        self._write_and_sync(segment, start, data)
+
     # -- segments
 
     def _path(self, number: int) -> str:
@@ -543,6 +555,7 @@ class _Recovery:
         self.state = LogState()
         self.highest = 0
         self.current: tuple[int, int, int] | None = None  # number, end, chain
+        self.unsynced_from = 0  # in the current segment: no frame says that what lies behind was synced
         self.tail = Tail.CLEAN
         self.chain: list[int] = []
         self.unused: list[int] = []
@@ -647,6 +660,7 @@ class _Recovery:
             if frame.end > limit:
                 break
             self._take_frame(number, data, frame)
+            self.unsynced_from = frame.synced_up_to & 0xFFFFFFFF if frame.synced_up_to >> 32 == number else 0
             chain = crc32c(view[start : frame.end], chain)
             start = frame.end
         return start, chain

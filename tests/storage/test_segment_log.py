@@ -10,13 +10,14 @@ import os
 import subprocess
 import sys
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from tauraft.core.messages import HardState
-from tauraft.storage.file_system import File, FileSystem, MemoryFileSystem, _MemoryInode, read_whole
+from tauraft.storage.file_system import File, FileSystem, MemoryFileSystem, PowerLost, _MemoryInode, read_whole
 from tauraft.storage.log_store import LogCorrupt, Recovered, StorageFailed, StorageFull
 from tauraft.storage.segment_format import HEADER_BYTES, FrameKind, decode_frame, encode_frame
 from tauraft.storage.segment_log import SegmentLog
@@ -347,6 +348,43 @@ class _FailingWrites(MemoryFileSystem):
         if self.is_failing:
             raise OSError(errno.EIO, os.strerror(errno.EIO), path)
         super().write_inode(inode, offset, data, path)
+
+
+def interrupted_log(size: int, dies_after: int | None) -> MemoryFileSystem:
+    """One entry is safe; the next, of ``size`` bytes, meets a failing sync or (``dies_after``) its process's end."""
+    files = MemoryFileSystem()
+    log, _ = open_log(files, first_segment_bytes=2048)
+    log.append(make_entries(1, 1), HardState(1, ALICE, 0))
+    if dies_after is None:
+        files.fail_syncs(1)
+    else:
+        files.lose_power_after(dies_after)
+    with suppress(StorageFailed, PowerLost):
+        log.append(make_entries(2, 2, size=size))
+    files.fail_syncs(0)
+    files.restart_process()
+    return files
+
+
+@pytest.mark.parametrize("size", [10, 1_950])  # the larger one starts a new segment
+@pytest.mark.parametrize("dies_after", [None, *range(12)])
+def test_what_open_finds_is_durable_although_it_was_never_synced(size: int, dies_after: int | None) -> None:
+    """It comes from the page cache; the restarted replica tells its leader that it has it; then the power goes."""
+    files = interrupted_log(size, dies_after)
+    found = open_log(files)[1].last_index
+    files.reboot()
+    assert open_log(files)[1].last_index == found
+
+
+@pytest.mark.parametrize("size", [10, 1_950])
+@pytest.mark.parametrize("dies_after", [None, *range(12)])
+def test_what_open_found_unsynced_is_no_hole_behind_later_records(size: int, dies_after: int | None) -> None:
+    files = interrupted_log(size, dies_after)
+    log, recovered = open_log(files)
+    last = recovered.last_index + 1
+    log.append(make_entries(last, last))
+    files.reboot()
+    assert open_log(files)[1].last_index == last
 
 
 def test_a_failed_write_is_final() -> None:
