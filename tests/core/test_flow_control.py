@@ -196,6 +196,23 @@ def test_a_lost_answer_to_a_snapshot_is_made_good_within_an_election_time_out() 
     assert network["a"].status().progress[C].state is ProgressState.REPLICATE
 
 
+def test_a_member_whose_snapshot_arrives_after_the_log_was_compacted_again_gets_a_newer_one() -> None:
+    """It stayed in SNAPSHOT for ever, and was offered again and again what it had."""
+    network = with_compacted_leader()
+    leader, disk = network["a"], network.replicas["a"].disk
+    network.drops = lambda message: isinstance(message, AppendReply) and message.ok and message.sender == C
+    network.tick(3)
+    assert leader.status().progress[C].state is ProgressState.SNAPSHOT
+    for _ in range(3):
+        leader.propose(b"y")
+        network.settle()
+    disk.take_snapshot(leader.log.applied, leader.membership)
+    network.drops = lambda message: False
+    network.tick(15)
+    assert network["c"].commit == leader.log.last_index
+    assert leader.status().progress[C].state is ProgressState.REPLICATE
+
+
 def test_a_snapshot_older_than_what_is_committed_is_ignored() -> None:
     network = with_compacted_leader()
     network.tick(3)

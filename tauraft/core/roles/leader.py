@@ -268,6 +268,9 @@ class Leader:
         elif is_news and progress.match + 1 >= log.first_index:
             # It caught up from elsewhere, or the snapshot is in: the log has all that it still needs.
             progress.become_replicate()
+        elif progress.match >= progress.pending_snapshot:
+            # The snapshot is in, but the log was compacted beyond it meanwhile: a newer one is needed.
+            progress.become_probe()
         self._is_dirty = True
         self._advance_commit()
         if progress.member == self.transferee and progress.match == log.last_index:
