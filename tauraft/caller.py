@@ -224,7 +224,9 @@ class _CallerCore:
     def _trouble(self) -> str:
         return "" if self.host is None else self.host.trouble
 
-    def _no_leader(self, timeout: float | None) -> errors.NoLeader:
+    def _no_leader(self, timeout: float | None) -> BaseException:
+        if self.host is not None and self.host.problem is not None:
+            return self.host.problem
         problem = self._trouble or ("" if self.connector is None else self.connector.last_failure)
         return errors.NoLeader(
             f"no leader and session within {timeout:g} s{': ' + problem if problem else ''}; all is closed again"

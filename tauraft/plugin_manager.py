@@ -46,6 +46,7 @@ def load_plugins(given: Sequence[object] = (), *, autoload: bool | None = None) 
                     package=package,
                 ) from error
             _register(manager, plugin, point.name)
+            registry.packages[point.value.partition(".")[0].partition(":")[0]] = package
     for plugin in given:
         if isinstance(plugin, type) and issubclass(plugin, FSM):
             registry.add(plugin)
@@ -90,6 +91,7 @@ class Registry:
         self._messages: dict[tuple[str, str], tuple[type[Message[Any]], ValueCodec]] = {}
         self._digests: dict[tuple[str, int], bytes] = {}
         self.hooks: Any = None
+        self.packages: dict[str, str] = {}  # what to install, by the top module that it brings
         for fsm in fsms:
             self.add(fsm)
 
@@ -121,6 +123,11 @@ class Registry:
 
     def can_run(self, name: str, version: int, digest: bytes) -> bool:
         return self._digests.get((name, version)) == digest
+
+    def package_of(self, name: str, version: int) -> str:
+        """What to install to have it: a distribution, or where that is not known the module."""
+        module = self._fsms[name, version].__module__.partition(".")[0]
+        return self.packages.get(module, module)
 
     def make(self, name: str, version: int) -> FSM:
         return self._fsms[name, version]()

@@ -180,6 +180,7 @@ class Raft:
         self.heartbeat_payload = b""
         self.reply_payload = b""
         self.may_vote = True
+        self.may_lead = True  # False: it could not apply what it would commit; it votes and persists all the same
         self._random = random
         self._election_timeout = 0
         # Leases count on voters keeping quiet after they heard a leader; one that restarted does not know when it did.
@@ -216,6 +217,7 @@ class Raft:
         """May this member lead? A learner, a removed one, or one with half a snapshot may not."""
         return (
             self.may_vote
+            and self.may_lead
             and (self.me in self.membership.voters or self.me in self.membership.outgoing)
             and self.log.pending_snapshot is None
         )
@@ -374,6 +376,12 @@ class Raft:
         self.forget_leader()
         if self.config.pre_vote:
             self.start_campaign(is_transfer=False)
+
+    def never_lead(self) -> None:
+        """This replica lacks what it takes to apply the log. If it leads, it steps down; it goes on following and voting."""
+        self.may_lead = False
+        if not isinstance(self._state, Follower):
+            self.become_follower(self.term, None)
 
     def forget_leader(self) -> None:
         """Stop refusing others for the leader's sake, in the same term."""

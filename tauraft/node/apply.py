@@ -59,6 +59,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 F = TypeVar("F", bound=FSM)
 SNAPSHOT_FORMAT = 1
+_ACTIVATES = Activate.tag.encode()  # in the payload of such a command, and in hardly any other
 SESSIONS = "tauraft.system/sessions"  # where the sessions' blobs stand among the rows of a snapshot
 MAX_PARTS = 10_000  # of one command, all levels together
 MAX_PART_DEPTH = 8
@@ -220,14 +221,6 @@ class Machine:
     def has_backlog(self, now_ns: int, wall_ns: int) -> bool:
         return self.timers.has_backlog(now_ns, wall_ns)
 
-    @property
-    def missing_plugin(self) -> str | None:
-        """The FSM the manifest runs that this process lacks: it persists and votes, but never leads or applies on."""
-        for name, active in self.system.manifest.items():
-            if not self.registry.can_run(name, active.version, active.digest):
-                return f"{name} version {active.version}"
-        return None
-
     def stored(self, session_id: int, sequence: int) -> Outcome | StoredState:
         session = self.sessions.get(session_id)
         if session is None:
@@ -263,8 +256,14 @@ class Machine:
     def apply(
         self, entry: Entry, decoded: Sequence[Message[Any] | None] | None = None
     ) -> tuple[Sequence[Outcome], Sequence[SessionEvent]]:
-        """Run one BATCH entry. ``decoded``: its messages, where the leader has them at hand."""
+        """Run one BATCH entry. ``decoded``: its messages, where the leader has them at hand.
+
+        Raises ``PluginMissing`` before anything of it took effect: this replica stops before the entry (SAFETY 27).
+        """
         batch = decode_batch(entry.data)
+        for session, _, _, _, payload in batch.items:
+            if not session and _ACTIVATES in payload:
+                self._must_have_plugin(payload)
         self.now_ns = max(self.now_ns, batch.now_ns)
         self.wall_ns = max(self.wall_ns, batch.wall_ns)
         context = self._context
@@ -683,16 +682,25 @@ class Machine:
 
     # The manifest.
 
+    def _must_have_plugin(self, payload: bytes) -> None:
+        command = self.registry.decode(payload)
+        if isinstance(command, Activate):
+            active = self.system.manifest.get(command.fsm_name)
+            if active is None or active.version < command.version:
+                self._must_run(command.fsm_name, command.version, command.digest, command.package)
+
+    def _must_run(self, name: str, version: int, digest: bytes, package: str) -> None:
+        if not self.registry.can_run(name, version, digest):
+            raise PluginMissing(
+                f"this cluster runs {name} version {version}, which this process lacks or has in another form; "
+                f"install {package} that brings it and start again",
+                package=package,
+            )
+
     def _activate(self, command: Activate) -> None:
         active = self.system.manifest.get(command.fsm_name)
         if active is not None and active.version >= command.version:
             return
-        if not self.registry.can_run(command.fsm_name, command.version, command.digest):
-            # Before the entry, not in it: nothing of it was applied here (SAFETY 27).
-            raise PluginMissing(
-                f"this cluster runs {command.fsm_name} version {command.version}, which this process lacks; "
-                f"install the package that brings it and start again"
-            )
         self.revision += 1
         fresh = self.registry.make(command.fsm_name, command.version)
         self.tables.begin()
@@ -707,7 +715,7 @@ class Machine:
         self._fsms[command.fsm_name] = fresh
         self._handlers.clear()
         self.tables.writer = SYSTEM
-        self.system.manifest[command.fsm_name] = ActiveVersion(command.version, command.digest)
+        self.system.manifest[command.fsm_name] = ActiveVersion(command.version, command.digest, command.package)
         self._finish_scope()
         if old is not None:
             self._is_reshaped = True
@@ -737,24 +745,21 @@ class Machine:
         return MachineView(self)
 
     def load(self, meta: SnapshotMeta, extra: bytes, rows: Iterator[tuple[str, bytes, bytes]]) -> None:
-        """Replace everything by a snapshot. Raises ``PluginMissing``, ``SnapshotCorrupt``; then this machine is no longer usable."""
+        """Replace everything by a snapshot. Raises ``PluginMissing``, with nothing changed; ``SnapshotCorrupt``: then this machine is no longer usable."""
         try:
             form, revision, now_ns, wall_ns, order, user_commands, digest, active = msgpack.unpackb(extra)
             if form != SNAPSHOT_FORMAT:
                 raise ValueError(f"a state of format {form}; this version reads {SNAPSHOT_FORMAT}")
         except (ValueError, TypeError) as error:
             raise SnapshotCorrupt(f"the snapshot's header does not decode: {error}") from error
+        for name, version, plugin_digest, package in active:
+            self._must_run(name, version, plugin_digest, package)
         self._fsms.clear()
         self._handlers.clear()
         for table in list(self.tables):
             if table.owner != SYSTEM:
                 self.tables.remove(table)
-        for name, version, plugin_digest in active:
-            if not self.registry.can_run(name, version, plugin_digest):
-                raise PluginMissing(
-                    f"this cluster runs {name} version {version}, which this process lacks or has in another form; "
-                    "install the package that brings it and start again"
-                )
+        for name, version, _, _ in active:
             fsm = self._fsms[name] = self.registry.make(name, version)
             self._add_tables(fsm)
         blobs: list[bytes] = []
@@ -785,7 +790,7 @@ class MachineView:
 
     def __init__(self, machine: Machine) -> None:
         self.index, self.term, self.membership = machine.applied_index, machine.applied_term, machine.membership
-        active = [[name, row.version, row.digest] for name, row in machine.system.manifest.items()]
+        active = [[name, row.version, row.digest, row.package] for name, row in machine.system.manifest.items()]
         digest = machine.tables.digest().to_bytes(16, "big")
         self.extra: bytes = msgpack.packb(
             [SNAPSHOT_FORMAT, machine.revision, machine.now_ns, machine.wall_ns, machine.timers.order,

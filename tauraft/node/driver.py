@@ -42,7 +42,7 @@ from tauraft.core.messages import (
     SnapshotMeta,
 )
 from tauraft.core.raft import ProposalDropped, Raft
-from tauraft.errors import InvalidCommand, NoLeader, Overloaded
+from tauraft.errors import InvalidCommand, NoLeader, Overloaded, PluginMissing
 from tauraft.fsm import Message as FSMMessage
 from tauraft.node import wire
 from tauraft.node.apply import Machine
@@ -150,6 +150,8 @@ class Driver:
         self._timers_wait = False
         self.on_applied: Callable[[int, Sequence[Outcome], Sequence[SessionEvent]], object] = _ignore
         self.on_role_change: Callable[[RoleChange], object] = _ignore
+        self.stopped_by: PluginMissing | None = None  # nothing is applied any more; the rest goes on
+        self.on_stopped: Callable[[PluginMissing], object] = _ignore
         self.on_membership: Callable[[Membership], object] = _ignore
         self.on_tick: Callable[[], object] = _ignore
         self.may_admit: Callable[[], bool] = lambda: True
@@ -468,11 +470,17 @@ class Driver:
 
     def _apply(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
+            if self.stopped_by is not None:
+                return
             outcomes: Sequence[Outcome] = ()
             events: Sequence[SessionEvent] = ()
             if entry.kind is EntryKind.BATCH:
                 term, decoded = self._decoded.pop(entry.index, (0, None))
-                outcomes, events = self.machine.apply(entry, decoded if term == entry.term else None)
+                try:
+                    outcomes, events = self.machine.apply(entry, decoded if term == entry.term else None)
+                except PluginMissing as missing:
+                    self._stop_applying(missing)
+                    return
             elif entry.kind is EntryKind.CONFIG:
                 membership = self.raft.apply_membership(decode_change(entry.data))
                 self.machine.skip(entry.index, entry.term)
@@ -485,12 +493,25 @@ class Driver:
         while self._when_applied and self._when_applied[0][0] <= self.machine.applied_index:
             heappop(self._when_applied)[2]()
 
+    def _stop_applying(self, missing: PluginMissing) -> None:
+        """Before an entry that this process cannot run: it persists and votes on, and never leads (SAFETY 27)."""
+        self.stopped_by = missing
+        self.raft.never_lead()
+        _log.error("%s", missing)
+        self.on_stopped(missing)
+
     def _install(self, meta: SnapshotMeta, hard_state: HardState | None) -> None:
-        self._snapshots.restore(meta, self.machine)
+        if self.stopped_by is None:
+            try:
+                self._snapshots.restore(meta, self.machine)
+            except PluginMissing as missing:
+                self._stop_applying(missing)
         self._store.reset_at(meta, hard_state)
         self._log.snapshot = meta
         self._decoded.clear()
         self.on_membership(meta.membership)
+        if self.stopped_by is not None:
+            return
         self.on_applied(meta.index, (), ())
         while self._when_applied and self._when_applied[0][0] <= self.machine.applied_index:
             heappop(self._when_applied)[2]()

@@ -18,7 +18,7 @@ import anyio
 from tauraft.core.membership import MembershipChange, Step, StepKind
 from tauraft.core.messages import Member, Membership, RoleChange
 from tauraft.core.raft import MembershipChangeRefused
-from tauraft.errors import InvalidCommand, NoLeader, NotLeader, Refused, TauraftError, Unavailable
+from tauraft.errors import InvalidCommand, NoLeader, NotLeader, PluginMissing, Refused, TauraftError, Unavailable
 from tauraft.fsm import Message, Query
 from tauraft.node import report
 from tauraft.node.apply import Machine
@@ -35,6 +35,7 @@ _log = logging.getLogger("tauraft.node")
 FIRST_ACTIVATION_TICKS = 50  # how long a new cluster waits for a founder that does not say what it can run
 FOR_THE_LEADER = frozenset({"add_voter", "add_learner", "remove_server", "transfer_leadership"})
 CALL_IN_S = 8.0
+STOPPED_ANNOUNCEMENT_TICKS = 600  # how often a replica that applies nothing says what it can run
 RUNG_SIZES = (1, 3, 5)  # voters grow 1 -> 3 -> 5, each in one joint change (FORMATION 6)
 
 
@@ -74,7 +75,7 @@ class LocalReplica:
         self._listeners: list[ReplicaListener] = []
         self._leader: Member | None = None
         self._proposed_at: dict[str, int] = {}
-        self._ticks = self._leading_since = 0
+        self._ticks = self._leading_since = self._stopped_at = 0
         self._calls: dict[str, Callable[[dict[str, Any]], Awaitable[Any]]] = {
             "status": self._status,
             "members": self._members,
@@ -101,6 +102,8 @@ class LocalReplica:
         driver.on_applied = self._applied
         driver.on_role_change = self._role_changed
         driver.on_tick = self._tick
+        driver.on_stopped = self._stopped
+        self.stopped = anyio.Event()
 
     # The face of ``Replica``.
 
@@ -235,6 +238,10 @@ class LocalReplica:
         for listener in list(self._listeners):
             listener.applied(index, outcomes, events)
 
+    def _stopped(self, missing: PluginMissing) -> None:
+        self._stopped_at = self._ticks
+        self.stopped.set()
+
     def _role_changed(self, change: RoleChange) -> None:
         if self.is_leader:
             self._leading_since = self._ticks
@@ -253,7 +260,11 @@ class LocalReplica:
 
     def _tick(self) -> None:
         self._ticks += 1
-        self._upkeep()
+        if self.driver.stopped_by is None:
+            self._upkeep()
+        elif (self._ticks - self._stopped_at) % STOPPED_ANNOUNCEMENT_TICKS == 1:
+            # Whether it was heard cannot be seen from here.
+            self._propose_patiently("announce", self._announcement())
 
     def _upkeep(self) -> None:
         if self.driver.leader is None:
@@ -300,8 +311,9 @@ class LocalReplica:
                 newest[name] = (version, digest)
         for name, (version, digest) in sorted(newest.items()):
             active = self.machine.system.manifest.get(name)
-            if active is None or active.version < version:
-                self._propose_patiently(f"activate/{name}", Activate(name, version, digest))
+            if (active is None or active.version < version) and self.registry.can_run(name, version, digest):
+                package = self.registry.package_of(name, version)
+                self._propose_patiently(f"activate/{name}", Activate(name, version, digest, package))
 
     def _promote_learners(self) -> None:
         """A learner that has caught up votes, as soon as that makes the next odd number (FORMATION 6)."""

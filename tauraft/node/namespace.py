@@ -5,7 +5,7 @@
 ``Namespace`` lives as long as anybody in this process uses it, or, opened for a standby, as long as its node.  It runs only in the process that
 holds the node's directory (``run``); elsewhere it is the way through the holder's socket, and asks the holder to open
 what that has not opened yet.  ``dialer`` leads to the replica wherever it is at the moment, ``trouble`` says in a clause why
-it does not serve, and ``problem`` why it never will.
+it does not serve, and ``problem`` why it never will: it has failed, or its replica only votes.
 
 A node of a thousand namespaces has a thousand of these: each must be cheap while nothing happens in it.
 """
@@ -133,7 +133,7 @@ class Namespace:
             return self.node.trouble_with_holder()
         if self.replica is None:
             return f"waiting: {self._waiting_for}" if self._waiting_for else ""
-        return self.replica.trouble
+        return self.replica.trouble if self.problem is None else str(self.problem)
 
     # Its life.
 
@@ -276,11 +276,13 @@ class Namespace:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(replica.run)
-                nursery.start_soon(service.run)
+                nursery.start_soon(self._serve_while_it_applies, replica, service, transport)
                 for discoverer in discoverers:
                     nursery.start_soon(_keep_learning, discoverer, transport)
                 nursery.start_soon(self._ask_to_be_let_in_again, replica, formation, discoverers)
-                self.replica, self.service = replica, service
+                self.replica = replica
+                if self.problem is None:
+                    self.service = service
                 self.stir()
         finally:
             self.replica = self.service = None
@@ -290,10 +292,23 @@ class Namespace:
                 await channels[0].aclose()
             replica.close()
 
+    async def _serve_while_it_applies(
+        self, replica: LocalReplica, service: CommandService, transport: Transport
+    ) -> None:
+        """Until a plugin is missing: the replica votes on, and its clients are sent to those that apply (SAFETY 27)."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(service.run)
+            await replica.stopped.wait()
+            self.problem = replica.driver.stopped_by
+            self.service = None
+            transport.stop_serving(self.options.namespace)
+            nursery.cancel_scope.cancel()
+        self.stir()
+
     async def serve_local(self, stream: LocalStream) -> None:
         """One client of this host. It waits until the replica is here."""
         while self.service is None:
-            if self.has_failed.is_set():
+            if self.problem is not None:
                 return
             await self.changed.wait()
         await self.service.serve_stream(stream, pid=stream.peer_pid)
@@ -343,7 +358,7 @@ class HostDialer:
     async def dial(self, user: LinkUser, leader: LeaderIs | None, nursery: trio.Nursery) -> Link:
         namespace, node = self._namespace, self._namespace.node
         with trio.move_on_after(DIAL_PATIENCE_S):
-            while not namespace.has_failed.is_set():
+            while namespace.problem is None:
                 changed = namespace.changed
                 if namespace.service is not None:
                     return await LocalDialer(namespace.service.connect_local).dial(user, leader, nursery)

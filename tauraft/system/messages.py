@@ -72,6 +72,7 @@ class Activate(Command[None], fsm=SYSTEM):
     fsm_name: str
     version: int
     digest: bytes
+    package: str = ""  # what to install where it is missing
 
 
 @dataclass(frozen=True, slots=True)

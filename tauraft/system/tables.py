@@ -32,6 +32,7 @@ class TimerPlace:
 class ActiveVersion:
     version: int
     digest: bytes
+    package: str
 
 
 @dataclass(frozen=True, slots=True)
