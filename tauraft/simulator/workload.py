@@ -1,20 +1,28 @@
-"""What simulated clients do, and what they note: registers for linearizability, counting under a lock for exclusion.
+"""What simulated clients do, and what they note.
 
-Each client is a real session.  Nothing is retried here: an error is noted with its outcome, as a careful user would.
+Registers and sums for linearizability (a sum also shows a command that took effect twice), counting under a lock for
+exclusion, and large values so that logs and snapshots grow.  Each client is a real session.  Nothing is retried here:
+an error is noted with its outcome, as a careful user would; what a killed client was doing is noted as unknown.
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from random import Random
+from typing import Any, TypeAlias
 
 import trio
 
 from tauraft.errors import TauraftError
 from tauraft.simulator.checkers.exclusion import Exclusion
 from tauraft.simulator.history import History, Known, Operation
+from tauraft.simulator.tally import Add
 from tauraft.simulator.world import SimulatedClient, World
 from tauraft_primitives.kv.messages import CompareAndSet, Get, Put
 from tauraft_primitives.locks.messages import Acquire, Release
+
+Work: TypeAlias = Callable[[SimulatedClient, Random], Awaitable[None]]
+THINK_S = 0.3
 
 
 class Workload:
@@ -28,65 +36,88 @@ class Workload:
         self.maybe_counted = 0
         self.acknowledged = 0
         self.is_over = False
+        self.clients: list[SimulatedClient] = []  # at work
+
+    async def employ(self, work: Work, random: Random) -> None:
+        """A client after a client: one that is killed or loses its session is followed by another."""
+        while not self.is_over:
+            async with self.world.client() as client:
+                self.clients.append(client)
+                with client.life:
+                    await client.opened()
+                    await work(client, random)
+                self.clients.remove(client)
 
     async def use_registers(self, client: SimulatedClient, random: Random) -> None:
-        """Puts, gets and compare-and-sets of distinct values on few keys, until the run is over."""
+        """Puts, gets, compare-and-sets and sums of distinct values on few keys."""
         number = 0
-        await client.opened()
-        while not self.is_over:
+        while not self.is_over and not client.is_lost:
             number += 1
             key = f"key-{random.randrange(3)}"
             value = f"{client.name}/{number}"
-            kind = random.choice(("put", "get", "get", "cas"))
-            expected = f"client-{random.randrange(1, 4)}/{random.randrange(1, number + 1)}"
-            argument = {"put": value, "get": None, "cas": (expected, value)}[kind]
-            called = trio.current_time()
-            result: object = None
+            match random.choice(("put", "get", "get", "cas", "add")):
+                case "put":
+                    await self._note(client, "put", key, value, client.submit(Put(key, value.encode()), 3), _nothing)
+                case "get":
+                    await self._note(client, "get", key, None, client.query(Get(key), 3), _text)
+                case "cas":
+                    expected = f"client-{random.randrange(1, 4)}/{random.randrange(1, number + 1)}"
+                    command = CompareAndSet(key, expected.encode(), value.encode())
+                    await self._note(client, "cas", key, (expected, value), client.submit(command, 3), _is_done)
+                case _:
+                    amount = random.randrange(1, 1 << 30)
+                    sum_of = f"sum-{random.randrange(2)}"
+                    await self._note(client, "add", sum_of, amount, client.submit(Add(sum_of, amount), 3), _itself)
+            await trio.sleep(random.uniform(0, THINK_S))
+
+    async def _note(
+        self,
+        client: SimulatedClient,
+        kind: str,
+        key: str,
+        argument: Any,
+        act: Awaitable[Any],
+        read: Callable[[Any], Any],
+    ) -> None:
+        called = trio.current_time()
+        known, result = Known.UNKNOWN, None
+        try:
+            result = read(await act)
+        except TauraftError as error:
+            known = Known.UNKNOWN if error.outcome == "unknown" and kind != "get" else Known.NOT_APPLIED
+        else:
             known = Known.OK
-            try:
-                if kind == "put":
-                    await client.submit(Put(key, value.encode()), timeout_s=3)
-                elif kind == "get":
-                    entry = await client.query(Get(key), timeout_s=3)
-                    result = None if entry is None else entry.value.decode()
-                else:
-                    done = await client.submit(CompareAndSet(key, expected.encode(), value.encode()), timeout_s=3)
-                    result = done is not None
-            except TauraftError as error:
-                known = Known.UNKNOWN if error.outcome == "unknown" and kind != "get" else Known.NOT_APPLIED
-            else:
-                self.acknowledged += 1
+            self.acknowledged += 1
+        finally:
             self.history.add(Operation(client.name, kind, key, argument, result, called, trio.current_time(), known))
-            if client.is_lost:
-                return
-            await trio.sleep(random.uniform(0, 0.2))
+
+    async def grow(self, client: SimulatedClient, random: Random) -> None:
+        """Values of some kilobytes, so that segments are changed and snapshots have pieces."""
+        while not self.is_over and not client.is_lost:
+            try:
+                await client.submit(
+                    Put(f"large-{random.randrange(40)}", random.randbytes(random.randrange(4_000))), timeout_s=3
+                )
+            except TauraftError:
+                pass
+            await trio.sleep(random.uniform(0, 2 * THINK_S))
 
     async def count_under_lock(self, client: SimulatedClient, random: Random) -> None:
         """Read, add one, write, under one lock: any overlap of two holders shows as a lost increment."""
-        await client.opened()
         while not self.is_over and not client.is_lost:
             try:
-                grant = await client.submit(Acquire("lock"), timeout_s=random.uniform(0.5, 20), waits=True)
+                with trio.move_on_after(random.choice((0.3, 3, 30, 30))) as patience:
+                    grant = await client.submit(Acquire("lock"), timeout_s=random.uniform(0.5, 20), waits=True)
             except TauraftError:
                 await trio.sleep(random.uniform(0.05, 0.2))
                 continue
+            if patience.cancelled_caught or client.is_past_deadline:
+                continue  # gave up, or the session was lost while the grant was on its way: it does not count as held
             token = grant.token
-            if client.is_past_deadline:
-                continue  # the session was lost while the grant was on its way: it does not count as held
             self.exclusion.acquired("lock", client.name, token)
             client.on_lost = lambda token=token: self.exclusion.gave_up("lock", client.name, token)  # type: ignore[misc]
             try:
-                entry = await client.query(Get("count"), timeout_s=5)
-                await trio.sleep(random.uniform(0, 0.1))
-                if client.is_past_deadline:
-                    continue
-                count = 0 if entry is None else int(entry.value)
-                try:
-                    await client.submit(Put("count", b"%d" % (count + 1)), timeout_s=5)
-                except TauraftError as error:
-                    self.maybe_counted += error.outcome == "unknown"
-                    raise
-                self.counted += 1
+                await self._count_one(client, random)
             except TauraftError:
                 pass
             finally:
@@ -96,6 +127,37 @@ class Workload:
                     await client.submit(Release("lock", token), timeout_s=5)
                     break
                 except TauraftError as error:
-                    if error.outcome == "not-applied" and error.code == "not-holder":
+                    if error.code == "not-holder":
                         break
-            await trio.sleep(random.uniform(0, 0.1))
+            await trio.sleep(random.uniform(0, THINK_S))
+
+    async def _count_one(self, client: SimulatedClient, random: Random) -> None:
+        entry = await client.query(Get("count"), timeout_s=5)
+        await trio.sleep(random.uniform(0, 0.1))
+        if client.is_past_deadline:
+            return
+        count = 0 if entry is None else int(entry.value)
+        self.maybe_counted += 1
+        try:
+            await client.submit(Put("count", b"%d" % (count + 1)), timeout_s=5)
+        except TauraftError as error:
+            self.maybe_counted -= error.outcome == "not-applied"
+            raise
+        self.maybe_counted -= 1
+        self.counted += 1
+
+
+def _nothing(answer: Any) -> None:
+    return None
+
+
+def _text(entry: Any) -> str | None:
+    return None if entry is None else entry.value.decode()
+
+
+def _is_done(answer: Any) -> bool:
+    return answer is not None
+
+
+def _itself(answer: Any) -> Any:
+    return answer

@@ -62,7 +62,9 @@ class SimulatedNode:
         self.clock = SimulatedClock(rate=world.random.uniform(*CLOCK_RATES))
         self.replica: LocalReplica | None = None
         self.stopped_by: BaseException | None = None
+        self.is_doomed = False  # something was done to it after which it may stop by itself
         self.lives = 0
+        self.incarnation = number + 1
         self.plugins: Sequence[object] | None = None  # None: the world's
         self._scope: trio.CancelScope | None = None
         self._ended = trio.Event()
@@ -82,16 +84,36 @@ class SimulatedNode:
         assert self._ended.is_set(), f"{self.peer_id} is up already"
         self._ended = trio.Event()
         self._scope = trio.CancelScope()
+        self.is_doomed = False
         self.lives += 1
         self.world.nursery.start_soon(self._live, self._scope, name=f"{self.peer_id} life {self.lives}")
 
-    async def crash(self) -> None:
-        """kill -9 and a power cut: what was not synced may be gone or torn."""
+    async def ended(self) -> None:
+        """Until it has stopped, by itself or not."""
+        await self._ended.wait()
+
+    async def kill(self) -> None:
+        """kill -9: the machine goes on, so what was written is there for the next process, synced or not."""
+        await self._stop()
+        self.disk.restart_process()
+
+    async def cut_power(self) -> None:
+        """What was not synced is gone or torn."""
+        await self._stop()
+        self.disk.reboot(self.world.random)
+
+    async def lose_disk(self) -> None:
+        """It will come back with an empty one, and be another member."""
+        await self._stop()
+        self.disk = MemoryFileSystem()
+        self.incarnation = self.world.random.getrandbits(32)
+
+    async def _stop(self) -> None:
+        self.is_doomed = True
+        self.world.network.stop(self.peer_id)
         if self._scope is not None:
-            self.world.network.stop(self.peer_id)
             self._scope.cancel()
-            await self._ended.wait()
-            self.disk.reboot(self.world.random)
+        await self._ended.wait()
 
     async def _live(self, scope: trio.CancelScope) -> None:
         world = self.world
@@ -103,7 +125,7 @@ class SimulatedNode:
                         self.disk.sync_directory(parent)
                     record = load_member(self.disk, "/node")
                     if record is None:
-                        record = world.founding_record(self.peer_id)
+                        record = world.founding_record(self)
                         save_member(self.disk, "/node", record)
                     store = SegmentLog("/node/log", files=self.disk, segment_bytes=1 << 16)
                     mover = SnapshotMover(
@@ -128,7 +150,12 @@ class SimulatedNode:
                     self.replica = replica
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(replica.run)
-                        nursery.start_soon(service.run)
+                        async with trio.open_nursery() as serving:
+                            serving.start_soon(service.run)
+                            await replica.stopped.wait()
+                            # As the host does: clients go to those that have the plugin.
+                            transport.stop_serving(NAMESPACE)
+                            serving.cancel_scope.cancel()
         except BaseException as error:
             if not isinstance(error, trio.Cancelled):
                 self.stopped_by = error
@@ -154,9 +181,9 @@ class World:
         self.election_safety = ElectionSafety()
         self.snapshot_entries = 200
         self.plugins: Sequence[object] = ()
-        self.may_stop: Callable[[SimulatedNode, BaseException], bool] = lambda node, error: False
+        self.may_stop: Callable[[SimulatedNode, BaseException], bool] = lambda node, error: node.is_doomed
         self._registries: dict[int, Registry] = {}
-        self._founders = tuple(Member(node.peer_id, node.number + 1) for node in self.nodes)
+        self._founders = tuple(Member(node.peer_id, node.incarnation) for node in self.nodes)
         self._cluster_id = hashlib.sha256(b"%d" % seed).digest()[:16]
         self._clients = 0
 
@@ -164,9 +191,8 @@ class World:
         chosen = self.plugins if plugins is None else plugins
         return load_plugins(chosen)
 
-    def founding_record(self, peer_id: str) -> MemberRecord:
-        me = next(member for member in self._founders if member.peer_id == peer_id)
-        return MemberRecord(peer_id, me.incarnation, self._cluster_id, self._founders)
+    def founding_record(self, node: SimulatedNode) -> MemberRecord:
+        return MemberRecord(node.peer_id, node.incarnation, self._cluster_id, self._founders)
 
     def start_all(self) -> None:
         for node in self.nodes:
@@ -220,18 +246,28 @@ class SimulatedClient:
         self._ttl_s = ttl_s
         self._random = Random(world.random.getrandbits(64))
         self._scope = trio.CancelScope()
+        self.life = trio.CancelScope()  # whoever works with it does so in here, and ends with it
         self._opened = trio.Event()
         self.is_lost = False
+        self.is_alive = False
         self.on_lost: Callable[[], object] = lambda: None
         self.connector: Connector
         self.transport: Any = None
 
     async def __aenter__(self) -> SimulatedClient:
         await self._world.nursery.start(self._live)
+        self.is_alive = True
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """Gone without a word: its session expires. What it was doing is never heard of again."""
+        self.is_alive = False
         self._scope.cancel()
+        self.life.cancel()
+        self._lose()
 
     async def _live(self, task_status: Any) -> None:
         with self._scope:
@@ -276,8 +312,9 @@ class SimulatedClient:
         raise failure
 
     def _lose(self) -> None:
-        self.is_lost = True
-        self.on_lost()
+        if not self.is_lost:
+            self.is_lost = True
+            self.on_lost()
 
     @property
     def is_past_deadline(self) -> bool:
