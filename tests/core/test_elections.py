@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from tauraft.core.messages import Append, AppendReply, Entry, EntryKind, Heartbeat, Role, VoteReply, VoteRequest
+from tauraft.core.messages import (
+    Append,
+    AppendReply,
+    Entry,
+    EntryKind,
+    Heartbeat,
+    InstallSnapshot,
+    Role,
+    SnapshotMeta,
+    VoteReply,
+    VoteRequest,
+)
 from tests.core.network import CLUSTER, Disk, Network, Replica, member, members, voters
 
 A, B, C = members("abc")
@@ -162,3 +173,138 @@ def test_of_two_that_ask_at_the_same_instant_one_yields_and_one_leads_at_once() 
     network["c"].campaign()
     network.settle()
     assert [name for name in network.leaders() if name != "a"] == ["b"]
+
+
+# Dueling candidates, and clusters that change over to pre-vote.
+
+
+def test_of_two_candidates_in_turn_the_one_with_less_log_gives_way_and_follows() -> None:
+    network = Network("abc", pre_vote=False, check_quorum=False)
+    network.cut |= {("a", "c"), ("c", "a")}
+    network["a"].campaign()
+    network["c"].campaign()
+    network.settle()
+    assert network["a"].role is Role.LEADER
+    assert network["c"].role is Role.CANDIDATE, "b has voted, and a is out of reach"
+    network.heal()
+    # c asks in a newer term, with less log than both: a steps down, nobody votes for c.
+    network["c"].campaign()
+    network.settle()
+    assert [network[name].role for name in "abc"] == [Role.FOLLOWER] * 3
+    assert {network[name].term for name in "abc"} == {2}
+    network.elect("a")
+    assert network["c"].leader == A
+
+
+def test_of_two_pre_candidates_in_turn_the_one_with_less_log_raises_no_term() -> None:
+    network = Network("abc", check_quorum=False)
+    network.cut |= {("a", "c"), ("c", "a")}
+    network["a"].campaign()
+    network.settle()
+    network["c"].campaign()
+    network.settle()
+    assert network["c"].role is Role.FOLLOWER, "refused by b"
+    network.heal()
+    network["c"].campaign()
+    network.settle()
+    assert network.leaders() == ["a"]
+    assert {network[name].term for name in "abc"} == {1}
+
+
+def mixed() -> Network:
+    """c has not been restarted with pre-vote yet, and is ahead in term from its time alone."""
+    network = Network("abc")
+    replica = network.replicas["c"]
+    replica.options = {**replica.options, "pre_vote": False}
+    replica.crash()
+    network.elect("a")
+    network.isolate("c")
+    network["a"].propose(b"x")
+    network.settle()
+    network.tick(60)
+    assert network["c"].role is Role.CANDIDATE
+    assert network["c"].term > 2
+    return network
+
+
+def test_while_some_have_no_pre_vote_a_member_ahead_in_term_and_behind_in_log_stops_nobody() -> None:
+    network = mixed()
+    network.heal()
+    network.tick(60)
+    assert len(network.leaders()) == 1
+    assert len({network[name].term for name in "abc"}) == 1
+    assert network["c"].log.last_index == network["a"].log.last_index
+
+
+def test_a_member_ahead_in_term_that_is_restarted_with_pre_vote_is_brought_in() -> None:
+    network = mixed()
+    replica = network.replicas["c"]
+    replica.options = {**replica.options, "pre_vote": True}
+    replica.crash()
+    network.heal()
+    network.tick(60)
+    assert len(network.leaders()) == 1
+    assert len({network[name].term for name in "abc"}) == 1
+
+
+# Writes that end after the term they were for.
+
+
+def test_a_vote_for_oneself_that_reaches_the_disk_after_the_term_has_passed_counts_for_nothing() -> None:
+    one = Replica(A, Disk(voters("abc")), pre_vote=False)
+    one.is_writing_at_once = False
+    one.raft.campaign()
+    one.turn()
+    one.raft.campaign()
+    one.turn()
+    assert one.raft.term == 2
+    one.raft.step(VoteReply(B, A, 2, CLUSTER, True))
+    one.finish_write()
+    assert one.raft.role is Role.CANDIDATE, "what is written is the vote in term 1"
+    one.finish_write()
+    role = one.raft.status().role
+    assert role is Role.LEADER
+
+
+def test_entries_that_reach_the_disk_after_the_leader_was_deposed_commit_nothing() -> None:
+    network = Network("abc", check_quorum=False)
+    network.elect("a")
+    one = network.replicas["a"]
+    one.is_writing_at_once = False
+    one.raft.propose(b"x")
+    one.turn()
+    one.raft.become_follower(2, None)
+    one.turn()
+    while one.unwritten:
+        one.finish_write()
+    assert one.raft.log.stable == 2
+    assert one.raft.commit == 1
+
+
+# Who disrupts, and who does not.
+
+
+def test_a_candidate_in_a_newer_term_that_a_leader_cannot_ignore_deposes_it_once_and_then_follows() -> None:
+    network = Network("abc", pre_vote=False)
+    network.elect("a")
+    network["c"].become_follower(4, None)
+    network.settle()
+    network["a"].propose(b"x")
+    network.settle()
+    # c refuses what is of an older term: a hears of the newer one, and has to be elected in a still newer.
+    assert network["a"].role is Role.FOLLOWER
+    assert network["a"].term == 4
+    network.tick(60)
+    assert len(network.leaders()) == 1
+    assert network["c"].log.last_index == network["a"].log.last_index
+
+
+def test_a_snapshot_that_leaves_its_receiver_out_is_taken_and_makes_no_candidate_of_it() -> None:
+    """It may be from before it was added; the log that follows says so."""
+    one = Replica(member("d"), Disk(voters("abc")))
+    meta = SnapshotMeta(5, 1, voters("abc"))
+    one.raft.step(InstallSnapshot(A, member("d"), 1, CLUSTER, meta))
+    one.turn()
+    assert one.raft.commit == 5
+    one.tick(60)
+    assert one.raft.role is Role.FOLLOWER

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tauraft.core.membership import MembershipChange, Step, StepKind
 from tauraft.core.messages import (
     Append,
     Heartbeat,
@@ -248,3 +249,82 @@ def test_a_learner_told_to_campaign_does_not() -> None:
     network["c"].step(TimeoutNow(A, C, network["a"].term, CLUSTER))
     network.settle()
     assert network.leaders() == ["a"]
+
+
+def test_leadership_goes_to_a_voter_that_needs_a_snapshot_after_it_has_it() -> None:
+    network = Network("abc")
+    leader = network.elect("a")
+    network.isolate("c")
+    for _ in range(3):
+        leader.propose(b"x")
+        network.settle()
+    one = network.replicas["a"]
+    one.disk.take_snapshot(leader.log.applied, leader.membership)
+    one.crash()
+    network["b"].forget_leader()
+    leader = network.elect("a")
+    network.heal()
+    network.tick(2)
+    network["a"].transfer(C)
+    network.tick(3)
+    assert network.leaders() == ["c"]
+    assert network.replicas["c"].disk.base[0] > 0
+
+
+def test_a_newer_term_ends_a_transfer() -> None:
+    network = Network("abc", check_quorum=False, pre_vote=False)
+    leader = network.elect("a")
+    network.isolate("c")
+    leader.propose(b"x")
+    network.settle()
+    leader.transfer(C)
+    leader.step(VoteRequest(B, A, 2, CLUSTER, 9, 1))
+    network.settle()
+    assert not leader.is_leader
+    assert leader.status().transferee is None
+
+
+def test_leadership_goes_there_and_back() -> None:
+    network = Network("abc")
+    network.elect("a").transfer(B)
+    network.settle()
+    network["b"].transfer(A)
+    network.settle()
+    assert network.leaders() == ["a"]
+    assert network["a"].term == 3
+
+
+def test_a_transfer_asked_for_twice_is_given_up_when_the_first_is() -> None:
+    network = Network("abc")
+    leader = network.elect("a")
+    network.isolate("c")
+    leader.propose(b"x")
+    network.settle()
+    leader.transfer(C)
+    network.tick(6)
+    leader.transfer(C)
+    network.tick(4)
+    assert leader.status().transferee is None
+
+
+def test_a_transfer_to_one_that_becomes_a_learner_is_forgotten() -> None:
+    network = Network("abc")
+    leader = network.elect("a")
+    network.isolate("c")
+    leader.change_membership(MembershipChange((Step(StepKind.ADD_LEARNER, C),)))
+    leader.transfer(C)
+    network.settle()
+    assert leader.membership.learners == {C}
+    assert leader.status().transferee is None
+    leader.propose(b"y")
+
+
+def test_who_was_offered_leadership_and_fails_to_win_leaves_the_cluster_able_to_elect() -> None:
+    network = Network("abc")
+    network.elect("a")
+    network.cut |= {("b", "a"), ("b", "c")}
+    network["a"].transfer(B)
+    network.settle()
+    network.heal()
+    network.tick(60)
+    assert len(network.leaders()) == 1
