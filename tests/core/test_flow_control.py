@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from tauraft.core.messages import Append, AppendReply, Entry, InstallSnapshot
+from tauraft.core.messages import Append, AppendReply, Entry, EntryKind, InstallSnapshot, SnapshotMeta
 from tauraft.core.progress import ProgressState
 from tauraft.core.raft import ProposalDropped
-from tests.core.network import CLUSTER, Network, members, voters
+from tests.core.network import CLUSTER, Disk, Network, Replica, members, voters
 
 A, B, C = members("abc")
 
@@ -142,6 +142,15 @@ def test_a_shorter_append_that_comes_late_cuts_nothing_off() -> None:
     assert network["b"].log.last_index == 4
 
 
+def test_a_shorter_append_that_comes_late_cuts_off_nothing_that_is_not_committed_yet_either() -> None:
+    one = Replica(B, Disk(voters("abc")))
+    entries = tuple(Entry(index, 1, EntryKind.BATCH, b"x") for index in (1, 2, 3))
+    for count in (3, 1):
+        one.raft.step(Append(A, B, 1, CLUSTER, 0, 0, entries[:count], 0))
+        one.turn()
+    assert one.disk.terms() == [1, 1, 1]
+
+
 # Snapshots.
 
 
@@ -223,6 +232,15 @@ def test_a_snapshot_older_than_what_is_committed_is_ignored() -> None:
     assert isinstance(reply, AppendReply)
     assert reply.match == before.commit
     assert network["b"].status() == before
+
+
+def test_an_older_snapshot_does_not_take_a_member_back_that_has_compacted_what_it_ends_with() -> None:
+    one = Replica(B, Disk(voters("abc")))
+    for index in (9, 5):
+        one.raft.step(InstallSnapshot(A, B, 1, CLUSTER, SnapshotMeta(index, 1, voters("abc"))))
+        one.turn()
+    assert one.disk.base == (9, 1)
+    assert one.raft.commit == 9
 
 
 def test_a_follower_with_the_snapshots_entries_keeps_its_longer_log() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tauraft.core.membership import MembershipChange, Step, StepKind, Transition
+from tauraft.core.messages import AppendReply
 from tauraft.core.raft import MembershipChangeRefused, ProposalDropped
-from tests.core.network import Network, member, members, voters
+from tests.core.network import CLUSTER, Network, member, members, voters
 
 A, B, C, D = members("abcd")
 
@@ -134,3 +135,17 @@ def test_removing_a_dead_voter_commits_what_waited_for_it() -> None:
     leader.propose(b"y")
     network.settle()
     assert leader.commit == index + 1
+
+
+def test_a_change_that_makes_the_quorum_smaller_commits_what_a_majority_has_already() -> None:
+    network = Network("abcd")
+    leader = network.elect("a")
+    network.isolate("c")
+    network.isolate("d")
+    change = leader.change_membership(remove("d"))
+    index, _ = leader.propose(b"x")
+    network.settle()
+    assert leader.commit < change, "a and b are two of four"
+    leader.step(AppendReply(C, A, leader.term, CLUSTER, True, change))
+    network.settle()
+    assert leader.commit == index, "and two of three"
