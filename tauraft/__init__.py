@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 # Room -> the names it gives.
 _ROOMS: Final = {
     "tauraft._blocking.cluster": ("Client", "Cluster", "Node"),
-    "tauraft._blocking.primitives": ("Primitives", "Session"),
+    "tauraft._blocking.primitives": ("Past", "Primitives", "Session"),
     "tauraft.cluster": ("AsyncClient", "AsyncCluster", "AsyncNode"),
     "tauraft.errors": (
         "AlreadyClosed",
@@ -61,7 +61,7 @@ _ROOMS: Final = {
     "tauraft.fsm": ("Command", "Query"),
     "tauraft.handle": ("AsyncSignal", "AsyncSubmitter", "Signal", "Submitter"),
     "tauraft.hookspecs": ("hookimpl",),
-    "tauraft.primitives": ("AsyncPrimitives", "AsyncSession"),
+    "tauraft.primitives": ("AsyncPast", "AsyncPrimitives", "AsyncSession"),
     "tauraft.types": (
         "Bytes",
         "Consistency",
@@ -122,7 +122,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     __version__: str
     from tauraft._blocking.cluster import Client as Client, Cluster as Cluster, Node as Node
-    from tauraft._blocking.primitives import Primitives as Primitives, Session as Session
+    from tauraft._blocking.primitives import Past as Past, Primitives as Primitives, Session as Session
     from tauraft.cluster import AsyncClient as AsyncClient, AsyncCluster as AsyncCluster, AsyncNode as AsyncNode
     from tauraft.errors import (
         AlreadyClosed as AlreadyClosed,
@@ -172,7 +172,11 @@ if TYPE_CHECKING:
         Submitter as Submitter,
     )
     from tauraft.hookspecs import hookimpl as hookimpl
-    from tauraft.primitives import AsyncPrimitives as AsyncPrimitives, AsyncSession as AsyncSession
+    from tauraft.primitives import (
+        AsyncPast as AsyncPast,
+        AsyncPrimitives as AsyncPrimitives,
+        AsyncSession as AsyncSession,
+    )
     from tauraft.types import (
         Bytes as Bytes,
         Consistency as Consistency,

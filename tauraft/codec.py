@@ -110,7 +110,7 @@ def _build(hint: Any) -> ValueCodec:
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return _enum(kind)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return _dataclass(kind, arguments)
+        return dataclasses.replace(_dataclass(kind, arguments), hint=hint)
     if isinstance(hint, TypeVar):
         raise TypeError(f"{hint} is an open type parameter: name the type")
     raise TypeError(

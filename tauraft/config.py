@@ -66,6 +66,7 @@ class ClusterOptions:
     timeout: float = 10.0
     lease_reads: bool = False
     snapshot_dir: str | None = None
+    history_bytes: int = 256 << 20
     on_close: Literal["stay", "leave"] = "stay"
     label: str | None = None
 
@@ -383,6 +384,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "timeout": _number(0.001, 60),
     "lease_reads": _boolean,
     "snapshot_dir": _optional(_path),
+    "history_bytes": _whole(0, 1 << 50),
     "on_close": _choice("stay", "leave"),
     "label": _optional(_label),
 }

@@ -28,7 +28,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from random import Random
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, overload
 
@@ -269,6 +269,8 @@ class FSM:
     version: ClassVar[int] = 0
     reads: ClassVar[tuple[type[FSM], ...]] = ()
     table_hints: ClassVar[dict[str, tuple[Any, Any]]] = {}
+    # Short names in SQL: name -> a SELECT on the views of its tables, "SELECT key AS name, token FROM acme_lock_holds".
+    sql_views: ClassVar[Mapping[str, str]] = {}
     _handlers: ClassVar[dict[tuple[str, type[Message[Any]]], Callable[..., Any]]] = {}
     _session_ended: ClassVar[tuple[Callable[..., None], ...]] = ()
 
@@ -281,6 +283,9 @@ class FSM:
         cls.fsm_name, cls.version, cls.reads = name, version, tuple(reads)
         cls.table_hints = _tables_of(cls)
         cls._handlers, cls._session_ended = _handlers_of(cls)
+        for view, select in cls.sql_views.items():
+            if type(view) is not str or not view.isidentifier() or type(select) is not str:
+                raise TypeError(f"{cls.__name__}: sql_views names a SELECT by an identifier, not {view!r}: {select!r}")
 
     def __init__(self) -> None:
         for name, (key_hint, row_hint) in self.table_hints.items():

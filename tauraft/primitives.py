@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
 
@@ -18,6 +19,7 @@ from tauraft import errors
 from tauraft.caller import AsyncCaller, EngineTenure
 from tauraft.fsm import Command, Query, TableName
 from tauraft.handle import AsyncSignal, AsyncWatch, Reminder, check_patience, check_timeout
+from tauraft.sql_values import to_wire, unpack_rows
 from tauraft.system.messages import Barrier
 from tauraft.types import Consistency, Member, Rows, Status
 from tauraft.watch import Frame, State, watch_request
@@ -55,6 +57,19 @@ class AsyncSession:
     def ttl(self) -> float:
         """Seconds the cluster keeps it without hearing from it."""
         return self._caller.session_ttl
+
+
+class AsyncPast:
+    """A cluster as it was: ``cluster.as_of(...)``. Cheap, local, reusable."""
+
+    def __init__(self, cluster: AsyncPrimitives, at: datetime | int) -> None:
+        self._cluster = cluster
+        self._at = at
+
+    async def sql(self, query: str, parameters: Sequence[Any] = (), *, timeout: float | None = None) -> Rows:
+        """As ``cluster.sql``, of the state and history of then. Raises ``Compacted`` where history does not reach back that
+        far, ``Refused`` for a revision still to come. A moment still to come is now."""
+        return await self._cluster._ask_sql(query, parameters, self._at, timeout)
 
 
 class AsyncPrimitives:
@@ -225,12 +240,39 @@ class AsyncPrimitives:
         return await self._caller.submit(Barrier(), timeout)
 
     async def sql(self, query: str, parameters: Sequence[Any] = (), *, timeout: float | None = None) -> Rows:
-        """Rows of the projection, which has reached the index of the call. Read-only."""
+        """Ask the state and its history in SQL (DuckDB's). Read-only, linearizable: it sees all acknowledged before the call.
+
+        A view a table, ``<fsm>_<table>``, the bundled short names (``kv``, ``locks``, ...) and ``history(revision, at, view,
+        key, value)``. Raises ``Refused`` with DuckDB's message, ``TooLarge``, ``Unavailable`` when it takes longer than
+        ``timeout``. The first query loads DuckDB, and reads the whole state.
+        """
+        return await self._ask_sql(query, parameters, None, timeout)
+
+    def as_of(self, time: datetime | None = None, *, revision: int | None = None) -> AsyncPast:
+        """The cluster as it was at a moment of its wall clock, or after a revision. No I/O: its ``sql`` asks.
+
+        with tauraft.Cluster("/raft/a") as cluster:
+            cluster.as_of(datetime(2026, 1, 27, 14, 3, tzinfo=UTC)).sql("SELECT * FROM locks")
+        """
+        return AsyncPast(self, _check_moment(time, revision))
+
+    async def _ask_sql(
+        self, query: str, parameters: Sequence[Any], as_of: datetime | int | None, timeout: float | None
+    ) -> Rows:
         if not isinstance(query, str):
             raise TypeError(f"query must be str, not {type(query).__name__}")
-        arguments = {"query": query, "parameters": list(parameters)}
-        told = await self._caller.call("sql", arguments, check_timeout(timeout))
-        return Rows(tuple(told["columns"]), tuple(tuple(row) for row in told["rows"]), told["applied_index"])
+        if isinstance(parameters, (str, bytes)) or not isinstance(parameters, Sequence):
+            raise TypeError(f"parameters must be a list or tuple, not {type(parameters).__name__}")
+        seconds = check_timeout(timeout)
+        arguments = {
+            "query": query,
+            "parameters": to_wire(tuple(parameters)),
+            "as_of": to_wire(as_of),
+            "timeout": self._caller.timeout if seconds is None else seconds,
+        }
+        told = await self._caller.call("sql", arguments, seconds)
+        rows = tuple(row for chunk in told["chunks"] for row in unpack_rows(chunk))
+        return Rows(tuple(told["columns"]), rows, told["applied_index"])
 
     async def status(self) -> Status:
         """What the replica this facade is attached to knows of itself and its cluster."""
@@ -273,6 +315,22 @@ class AsyncPrimitives:
 
     async def keys(self, prefix: str = "", timeout: float | None = None) -> list[str]:
         return list(await self.kv.keys(prefix, timeout=timeout))
+
+
+def _check_moment(time: datetime | None, revision: int | None) -> datetime | int:
+    if (time is None) == (revision is None):
+        raise TypeError("as_of takes a moment, or revision=: exactly one of them")
+    if revision is not None:
+        if type(revision) is not int:
+            raise TypeError(f"revision must be int, not {type(revision).__name__}")
+        if revision < 0:
+            raise errors.InvalidArgument(f"revision is {revision}; revisions start at 0", option="revision")
+        return revision
+    if not isinstance(time, datetime):
+        raise TypeError(f"as_of takes a datetime, not {type(time).__name__}; a revision is given as revision=")
+    if time.tzinfo is None:
+        raise errors.InvalidArgument("the moment has no timezone; give an aware datetime, as in UTC", option="time")
+    return time
 
 
 def _member_of(told: Mapping[str, Any]) -> Member:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableMapping
 from hashlib import blake2b
+from itertools import islice
 from typing import Any, Final, Generic, TypeVar, overload
 
 from sortedcontainers import SortedDict
@@ -206,7 +207,7 @@ class TableSet:
         self._journal.append((table, key, old))
         if self._views:
             for view in self._views:
-                view.preserve(table.name, key, old)
+                view.preserve(table, key, old)
 
     def commit(self) -> list[Change]:
         """Close the innermost scope. The outermost one lists what changed; an inner one leaves that to it."""
@@ -298,57 +299,66 @@ def row_hash(table: str, key: bytes, row: bytes) -> int:
 
 
 class FrozenView:
-    """All rows as they were when the view was taken; writes go on meanwhile. Close it."""
+    """All rows as they were when the view was taken; writes go on meanwhile. Close it.
+
+    Kept is only what changes ahead of the walk: what was walked already, and tables made since, are none of its affair.
+    """
 
     def __init__(self, tables: dict[str, Table[Any, Any]], closed: Callable[[FrozenView], None]) -> None:
         self._tables = list(tables.values())
-        self._old: dict[str, dict[Any, Any]] = {table.name: {} for table in self._tables}
+        # By identity: an upgrade puts another table in the place of one.
+        self._kept: dict[int, Any] = {id(table): SortedDict() for table in self._tables}
+        self._walked: dict[int, Any] = {}  # up to and with this key
         self._closed = closed
 
-    def preserve(self, table: str, key: Any, old: Any) -> None:
-        kept = self._old.get(table)
-        if kept is not None:
-            kept.setdefault(key, old)
+    def preserve(self, table: Table[Any, Any], key: Any, old: Any) -> None:
+        kept = self._kept.get(id(table))
+        if kept is None or key in kept:
+            return
+        last = self._walked.get(id(table), ABSENT)
+        if last is ABSENT or (last is not None and key > last):
+            kept[key] = old
 
-    def slices(self, max_rows: int) -> Iterator[list[tuple[str, bytes, bytes]]]:
-        """(table, encoded key, encoded row), tables in order of addition, rows by key; at most ``max_rows`` a slice."""
+    def rows(self, max_rows: int) -> Iterator[list[tuple[str, Any, Any]]]:
+        """(table, key, row), tables in order of addition, rows by key; at most ``max_rows`` a slice."""
         for table in self._tables:
-            kept = self._old[table.name]
-            encode_key, encode_row = table.key_codec.encode, table.row_codec.encode
+            kept = self._kept[id(table)]
+            name, now = table.name, table.rows
             last: Any = ABSENT
-            while True:
-                keys = self._next_keys(table, kept, last, max_rows)
-                if not keys:
-                    break
-                last = keys[-1]
+            while keys := self._next_keys(now, kept, last, max_rows):
+                last = self._walked[id(table)] = keys[-1]
                 found = []
                 for key in keys:
-                    row = kept[key] if key in kept else table.rows[key]
+                    row = kept[key] if key in kept else now[key]
                     if row is not ABSENT:
-                        found.append((table.name, encode_key(key), encode_row(row)))
+                        found.append((name, key, row))
                 if found:
                     yield found
+            del self._kept[id(table)]
+
+    def slices(self, max_rows: int) -> Iterator[list[tuple[str, bytes, bytes]]]:
+        """The same, encoded."""
+        codecs = {table.name: (table.key_codec.encode, table.row_codec.encode) for table in self._tables}
+        for rows in self.rows(max_rows):
+            encode_key, encode_row = codecs[rows[0][0]]
+            yield [(name, encode_key(key), encode_row(row)) for name, key, row in rows]
 
     @staticmethod
-    def _next_keys(table: Table[Any, Any], kept: dict[Any, Any], last: Any, count: int) -> list[Any]:
+    def _next_keys(now: Any, kept: Any, last: Any, count: int) -> list[Any]:
         """The next keys of the union of what is there now and what was there then."""
         if last is None:
             return []  # the key of a table of one row; for irange it would mean "from the start"
         if last is ABSENT:
-            now = table.rows.irange()
+            present, past = now.irange(), kept.irange()
         else:
-            now = table.rows.irange(last, None, inclusive=(False, True))
-        keys = [key for _, key in zip(range(count), now, strict=False)]
-        beyond = keys[-1] if len(keys) == count else None
-        gone = [
-            key
-            for key, row in kept.items()
-            if row is not ABSENT
-            and key not in table.rows
-            and (last is ABSENT or key > last)
-            and (beyond is None or key < beyond)
-        ]
-        return sorted(keys + gone) if gone else keys
+            present = now.irange(last, None, inclusive=(False, True))
+            past = kept.irange(last, None, inclusive=(False, True))
+        keys = list(islice(present, count))
+        if not kept:
+            return keys
+        gone = [key for key in islice(past, count) if key not in now]
+        return sorted(keys + gone)[:count] if gone else keys
 
     def close(self) -> None:
+        self._kept.clear()
         self._closed(self)

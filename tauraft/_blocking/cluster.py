@@ -76,6 +76,7 @@ class Cluster(Primitives):
         timeout: float = UNSET,
         lease_reads: bool = UNSET,
         snapshot_dir: Path | None = UNSET,
+        history_bytes: int = UNSET,
         on_close: Literal["stay", "leave"] = UNSET,
         label: str | None = UNSET,
         _open_host: OpenHost | None = None,

@@ -203,6 +203,7 @@ class Machine:
         ] = []  # called after each entry that changed rows
         self._parts = self._depth = 0
         self._is_reshaped = False  # an FSM was upgraded in this entry: rows before it have another shape
+        self.applied_bytes = 0  # of all entries so far: a measure of what their changes hold
         for message in MESSAGES:
             registry.add_message(message)
 
@@ -231,6 +232,10 @@ class Machine:
         if sequence in session.tickets:
             return StoredState.WAITING
         return StoredState.BELOW_FLOOR if sequence < session.floor else StoredState.UNKNOWN
+
+    def active_fsms(self) -> list[FSM]:
+        """Of plugins, in the order they were activated in."""
+        return list(self._fsms.values())
 
     def answer(self, query: Query[Any]) -> Any:
         fsm = self._fsms.get(query.fsm)
@@ -278,6 +283,7 @@ class Machine:
             else:
                 self._run_of_system(message or self.registry.decode(payload))
         self.applied_index, self.applied_term = entry.index, entry.term
+        self.applied_bytes += len(entry.data)
         change_log = self.change_log
         change_log.revision, change_log.now_ns = self.revision, self.now_ns
         if self._is_reshaped:

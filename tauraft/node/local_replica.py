@@ -27,7 +27,9 @@ from tauraft.node.driver import Driver
 from tauraft.node.forwarding import FORWARDED
 from tauraft.node.replica import Item, LeaderInfo, Outcome, ReplicaListener, SessionEvent, StoredState
 from tauraft.node.snapshots import SnapshotMover
+from tauraft.node.sql import DEFAULT_TIMEOUT_S, Projection, as_of_from_wire
 from tauraft.plugin_manager import Registry
+from tauraft.sql_values import from_wire
 from tauraft.storage.snapshot_store import SnapshotNotFound
 from tauraft.system.messages import SYSTEM, Activate, Announce
 
@@ -62,6 +64,7 @@ class LocalReplica:
         max_voters: int = 5,
         snapshots: SnapshotMover,
         snapshot_entries: int,
+        projection: Projection,
     ) -> None:
         self.namespace = namespace
         self.driver = driver
@@ -83,6 +86,7 @@ class LocalReplica:
             "add_learner": self._add_learner,
             "remove_server": self._remove_server,
             "transfer_leadership": self._transfer_leadership,
+            "sql": self._sql,
             "snapshot": self._snapshot,
         }
         # Given by the namespace: to the leader elsewhere, and to a node that is to join.
@@ -92,6 +96,9 @@ class LocalReplica:
         self.has_heard_leader = anyio.Event()
         self._members_changed_event = anyio.Event()
         self.leaderless_since_ns = driver.clock_ns()
+        self._projection = projection
+        self._leader_known = anyio.Event()
+        self._taking = anyio.Lock()
         self._snapshots = snapshots
         self._snapshot_entries = snapshot_entries
         self._snapshot_wanted = anyio.Event()
@@ -195,9 +202,11 @@ class LocalReplica:
     async def run(self) -> None:
         """Until cancelled, or until it is unsafe to go on: that exception comes out. ``close`` is then still owed."""
         self._members_changed(self.machine.membership)
+        await self._projection.open()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.driver.run)
             tasks.start_soon(self._take_snapshots)
+            tasks.start_soon(self._projection.run)
 
     async def _take_snapshots(self) -> None:
         while True:
@@ -207,20 +216,24 @@ class LocalReplica:
 
     async def take_snapshot(self) -> int:
         """Returns its index; it is durable and verified by its digest, and the log below it may be gone."""
-        generation = self.machine.generation
-        try:
-            meta = await self._snapshots.take(self.machine, lambda: self.machine.generation == generation)
-        except SnapshotNotFound:
-            return self.machine.applied_index  # one from the leader came meanwhile, and is newer
-        if self.machine.generation == generation:
-            self._snapshot_index = meta.index
-            self.driver.snapshot_taken(meta, self._snapshot_entries // 4)
-        return meta.index
+        async with self._taking:
+            generation = self.machine.generation
+            try:
+                meta = await self._snapshots.take(self.machine, lambda: self.machine.generation == generation)
+            except SnapshotNotFound:
+                return self.machine.applied_index  # one from the leader came meanwhile, and is newer
+            # What a crash takes of history is recorded again from the log: not from a log that is gone.
+            await self._projection.flush(durable=True)
+            if self.machine.generation == generation:
+                self._snapshot_index = meta.index
+                self.driver.snapshot_taken(meta, self._snapshot_entries // 4)
+            return meta.index
 
     def close(self) -> None:
         """Free the disk. Nothing is written: what was acknowledged is durable."""
         self.driver.close()
         self._snapshots.close()
+        self._projection.close()
 
     # What the driver reports.
 
@@ -252,6 +265,8 @@ class LocalReplica:
                 self.leaderless_since_ns = self.driver.clock_ns()
             else:
                 self.has_heard_leader.set()
+                self._leader_known.set()
+                self._leader_known = anyio.Event()
             leader = self.leader
             for listener in list(self._listeners):
                 listener.leader_changed(leader)
@@ -448,6 +463,36 @@ class LocalReplica:
         if member is not None:
             await self._change(MembershipChange((Step(StepKind.REMOVE, member),)))
         return None
+
+    async def _sql(self, arguments: dict[str, Any]) -> Any:
+        """Linearizable: it sees all that was acknowledged before the call."""
+        from tauraft.storage.projection import Question
+
+        seconds = float(arguments.get("timeout") or DEFAULT_TIMEOUT_S)
+        with anyio.move_on_after(seconds) as patience:
+            await self._confirm_read()
+        if patience.cancelled_caught:
+            raise NoLeader(f"no leader confirmed the read within {seconds:g} s; nothing was run")
+        question = Question(
+            arguments["query"], from_wire(arguments["parameters"]), as_of_from_wire(arguments.get("as_of"))
+        )
+        told = await self._projection.ask(question, seconds)
+        return {"columns": list(told.columns), "chunks": list(told.chunks), "applied_index": told.index}
+
+    async def _confirm_read(self) -> None:
+        while True:
+            answered, leader_known = anyio.Event(), self._leader_known
+            told: list[int | None] = []
+
+            def done(index: int | None, told: list[int | None] = told, answered: anyio.Event = answered) -> None:
+                told.append(index)
+                answered.set()
+
+            self.driver.read_index(done)
+            await answered.wait()
+            if told[0] is not None:
+                return
+            await leader_known.wait()
 
     async def _transfer_leadership(self, arguments: dict[str, Any]) -> Any:
         self._leading()

@@ -258,6 +258,8 @@ class Namespace:
             Whereabouts(transport.addresses, socket.gethostname(), node.machine_id, str(node.device)),
             max_voters=options.max_voters,
             lease_reads=genesis.options.lease_reads,
+            projection=None if node.is_in_memory else paths.projection,
+            history_bytes=options.history_bytes,
         )
         channels: list[Channel] = []
 

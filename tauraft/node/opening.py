@@ -25,8 +25,10 @@ from tauraft.node.clock import Clock, ClusterClock
 from tauraft.node.driver import Driver, StoredLog, Timing
 from tauraft.node.local_replica import LocalReplica, Whereabouts
 from tauraft.node.snapshots import SnapshotMover
+from tauraft.node.sql import DEFAULT_HISTORY_BYTES, MAX_MEMORY_BYTES, Projection
 from tauraft.plugin_manager import Registry
-from tauraft.storage.file_system import FileSystem, read_whole, write_atomically
+from tauraft.storage.file_system import FileSystem, RealFileSystem, read_whole, write_atomically
+from tauraft.storage.history import HistoryFiles
 from tauraft.storage.log_store import LogStore
 from tauraft.transport.transport import Channel, FrameSink
 
@@ -92,6 +94,8 @@ class Parts:
     max_voters: int = 5
     snapshot_entries: int = 20_000  # a snapshot is taken this many entries after the last one
     lease_reads: bool = False
+    projection: str | None = None  # the directory history is kept in; None: in memory, from the first query of SQL on
+    history_bytes: int = DEFAULT_HISTORY_BYTES
 
 
 class _LateSink:
@@ -176,4 +180,21 @@ def open_replica(
         max_voters=parts.max_voters,
         snapshots=snapshots,
         snapshot_entries=parts.snapshot_entries,
+        projection=_projection(machine, snapshots, record, parts),
     )
+
+
+def _projection(machine: Machine, snapshots: SnapshotMover, record: MemberRecord, parts: Parts) -> Projection:
+    directory = parts.projection
+    if directory is None or not parts.history_bytes:
+        return Projection(machine, snapshots.run_in_worker, memory_bytes=min(parts.history_bytes, MAX_MEMORY_BYTES))
+    files = HistoryFiles(
+        directory, record.cluster_id, files=RealFileSystem(), max_bytes=parts.history_bytes, seal=_seal
+    )
+    return Projection(machine, snapshots.run_in_worker, files, directory=directory)
+
+
+def _seal(source: str, target: str) -> None:
+    from tauraft.storage.projection import seal_lines
+
+    seal_lines(source, target)

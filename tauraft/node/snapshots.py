@@ -133,7 +133,7 @@ class SnapshotMover:
         self._store = store
         self._rows = rows
         self._clock = clock
-        self._run_in_worker = run_in_worker
+        self.run_in_worker = run_in_worker
         self._fetch: _Fetch | None = None
         self._serving: tuple[bytes, SnapshotReader] | None = None
         self._offered: dict[Member, int] = {}  # to whom a snapshot was offered, and when it last asked for a piece
@@ -170,21 +170,21 @@ class SnapshotMover:
         view = machine.freeze()
         writer = self._store.begin(SnapshotMeta(view.index, view.term, view.membership))
         try:
-            file = await self._run_in_worker(lambda: self._rows.begin(writer))
+            file = await self.run_in_worker(lambda: self._rows.begin(writer))
             gathered: list[Row] = []
             for rows in view.slices(ROWS_A_SLICE):
                 gathered += rows
                 if len(gathered) >= 4 * ROWS_A_SLICE:
                     batch, gathered = gathered, []
-                    await self._run_in_worker(lambda batch=batch: self._rows.add(file, batch))  # type: ignore[misc]
+                    await self.run_in_worker(lambda batch=batch: self._rows.add(file, batch))  # type: ignore[misc]
                 else:
                     await anyio.lowlevel.checkpoint()
                 if not still():
                     raise SnapshotNotFound("the state was replaced while the snapshot was taken")
-            await self._run_in_worker(lambda: self._rows.add(file, gathered))
-            await self._run_in_worker(lambda: self._rows.finish(file))
-            manifest = await self._run_in_worker(lambda: writer.commit(view.extra))
-            await self._run_in_worker(lambda: self._store.reap(KEPT))
+            await self.run_in_worker(lambda: self._rows.add(file, gathered))
+            await self.run_in_worker(lambda: self._rows.finish(file))
+            manifest = await self.run_in_worker(lambda: writer.commit(view.extra))
+            await self.run_in_worker(lambda: self._store.reap(KEPT))
             meta: SnapshotMeta = manifest.meta
             return meta
         finally:

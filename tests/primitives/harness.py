@@ -82,16 +82,16 @@ class SessionOf:
 
 
 class Harness:
-    """A replica of one, with the FSMs given, all active."""
+    """A replica of one, with the FSMs given, all active unless told otherwise."""
 
-    def __init__(self, *fsms: type[FSM]) -> None:
+    def __init__(self, *fsms: type[FSM], activate: bool = True) -> None:
         self.registry = Registry(fsms)
         self.machine = Machine(self.registry)
         self.now_ns = SECOND_NS
         self.wall_ns = WALL_START_NS
         self._waiting: dict[tuple[int, int], Reply[Any]] = {}
         self._opened = 0
-        for name, version, digest in self.registry.supported():
+        for name, version, digest in self.registry.supported() if activate else ():
             self.system(Activate(name, version, digest))
 
     def open(self, ttl_s: float = 1e6) -> SessionOf:

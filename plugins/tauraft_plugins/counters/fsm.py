@@ -5,6 +5,9 @@ Both are refused (``overflow``) rather than wrapped around or widened: what does
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from tauraft.errors import Refused
 from tauraft.fsm import FSM, Context, Table, answers, applies
 from tauraft_primitives.counters.messages import COUNTERS, IDS, LEAST, MOST, Add, Count, Reserve, Reset
@@ -12,6 +15,7 @@ from tauraft_primitives.counters.messages import COUNTERS, IDS, LEAST, MOST, Add
 
 class Counters(FSM, name=COUNTERS, version=1):
     counters: Table[str, int]
+    sql_views: ClassVar[Mapping[str, str]] = {"counters": "SELECT key AS name, value FROM tauraft_counters_counters"}
 
     @applies(Add)
     def add(self, command: Add, context: Context) -> int:

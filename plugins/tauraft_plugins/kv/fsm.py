@@ -8,7 +8,9 @@ keys under it changed meanwhile, not at all (``Compacted``: start again).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from tauraft.errors import Compacted, CompareFailed, InvalidCommand
 from tauraft.fsm import FSM, Context, Table, answers, applies
@@ -46,6 +48,7 @@ class KeyValue(FSM, name=KV, version=1):
     kv: Table[str, Row]
     changed: Table[None, int]  # one row: the revision of the last change of any key, and the clock then
     clock: Table[None, int]
+    sql_views: ClassVar[Mapping[str, str]] = {"kv": "SELECT key, value, revision FROM tauraft_kv_kv"}
 
     @applies(Put)
     def put(self, command: Put, context: Context) -> int:

@@ -18,10 +18,10 @@ A hold that runs out by itself (a ttl that nobody renews) keeps nobody for ever,
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 from tauraft.errors import Deadlock, InvalidCommand, NotHolder
 from tauraft.fsm import FSM, Context, Table, Ticket, answers, applies, session_ended, withdraws
@@ -102,6 +102,7 @@ class Locks(FSM, name=LOCKS, version=1):
     watchers: Table[tuple[int, int], Ticket[None]]  # (token, revision): who wants to know that it ended
     breaks: Table[str, LockBreak]  # the last one of each name
     broken: Table[int, str]  # the same names, by the revision of that break
+    sql_views: ClassVar[Mapping[str, str]] = {"locks": "SELECT key AS name, token, session FROM tauraft_locks_holds"}
 
     # ---- taking ----
 

@@ -18,11 +18,11 @@ expire: when it returns after its time, it expires then.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from heapq import heapify, heappop, heappush
 from itertools import islice
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from tauraft.errors import InvalidCommand, StaleClaim
 from tauraft.fsm import FSM, Context, Table, Ticket, answers, applies, session_ended, withdraws
@@ -68,6 +68,10 @@ LOWEST: Final = MAX_PRIORITY + 1
 
 
 class Queues(FSM, name=QUEUES, version=1):
+    sql_views: ClassVar[Mapping[str, str]] = {
+        "queue_items": "SELECT key_0 AS queue, key_1 AS id, state FROM tauraft_queues_items "
+        "WHERE state IN ('ready', 'delayed', 'claimed', 'dead')"
+    }
     items: Table[Key, ItemRow]
     contents: Table[Key, Content]
     queues: Table[str, QueueRow]
