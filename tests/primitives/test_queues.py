@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter as Tally
+from collections.abc import Sequence
+from random import Random
 from typing import Any
 
 import pytest
 
 from tauraft import errors
+from tauraft.node.apply import RevisionChanges
+from tauraft.node.replica import AnswerKind
 from tauraft.system.messages import Transaction
 from tauraft.types import QueueStats
 from tauraft_plugins.fencing.fsm import HOLDERS, Fencing
@@ -733,3 +738,46 @@ def test_a_queue_survives_a_snapshot_partly_claimed(replica: Harness) -> None:
     assert alice.run(Ack(job.token)).value is None
     replica.advance(5)
     assert claim_bodies(alice) == ["3", "4", "5", "late"]
+
+
+@pytest.mark.middle
+def test_of_consumers_killed_at_random_no_item_is_lost_and_each_ends_once(replica: Harness) -> None:
+    """The full size, with real processes: benchmarks/queue_soak.py."""
+    terminal = {"acked", "dead", "expired"}
+    ended: Tally[str] = Tally()
+    items, draw = 1_000, Random(5)
+
+    def note(frames: Sequence[RevisionChanges]) -> None:
+        for frame in frames:
+            for table, key, old, new in frame.changes:
+                if table == "tauraft.queues/items":
+                    assert getattr(old, "state", None) not in terminal or new.state == old.state, "an end is the end"
+                    if new.state in terminal and getattr(old, "state", None) not in terminal:
+                        ended[key[1]] += 1
+
+    replica.machine.on_changes = note
+    producer = replica.open()
+    consumers = [replica.open() for _ in range(16)]
+    producer.run(Declare("q", 8))
+    for number in range(items):
+        group = f"g{number % 7}" if number % 3 == 0 else None
+        ttl = 30.0 if number % 50 == 0 else None
+        producer.run(Enqueue("q", b"x", str(number), group=group, ttl=ttl, priority=number % 3))
+    working: list[list[Claimed]] = [[] for _ in consumers]
+    while replica.query(Length("q")):
+        place = draw.randrange(16)
+        if draw.random() < 0.02:
+            consumers[place].end()
+            consumers[place], working[place] = replica.open(), []
+        elif not working[place]:
+            working[place] = list(consumers[place].run(TakeItems("q", visibility=5.0, count=draw.randint(1, 5))).value)
+        else:
+            job = working[place].pop()
+            command = draw.choices([Ack(job.token), Nack(job.token, 1.0), Bury(job.token, "bad")], [90, 8, 2])[0]
+            reply = consumers[place].run(command)
+            if reply.outcome is not None and reply.outcome.kind is AnswerKind.ERROR:
+                with pytest.raises(errors.StaleClaim):
+                    _ = reply.value
+        replica.advance(draw.choice([0.0, 0.0, 0.01, 0.3]))
+    assert set(ended) == {str(number) for number in range(items)}
+    assert set(ended.values()) == {1}
