@@ -128,9 +128,20 @@ class _Changing:
 
 
 class CommandService:
-    """Serves clients from one replica. ``run`` must be running; ``clock`` is monotonic, in ns."""
+    """Serves clients from one replica. ``run`` must be running; ``clock`` is monotonic, in ns.
 
-    def __init__(self, replica: Replica, clock: Callable[[], int], *, max_pending: int = MAX_PENDING) -> None:
+    ``at_end_of_turn`` (``Engine.at_end_of_turn``) spares what links of this process say a pass of the loop.
+    """
+
+    def __init__(
+        self,
+        replica: Replica,
+        clock: Callable[[], int],
+        *,
+        max_pending: int = MAX_PENDING,
+        at_end_of_turn: Callable[[Callable[[], object]], object] | None = None,
+    ) -> None:
+        self._at_end_of_turn = at_end_of_turn
         self._replica = replica
         self._clock = clock
         self._max_pending = max_pending
@@ -152,6 +163,7 @@ class CommandService:
         self._timer = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._watches = WatchService(replica)
+        self._failure: Exception | None = None
         self._handlers: dict[type[Any], Callable[[Any, Any], None]] = {
             Hello: self._hello,
             Open: self._open,
@@ -202,7 +214,10 @@ class CommandService:
 
     def _receive(self, end: _ClientEnd, message: ToReplica) -> None:
         self._incoming.append((end, message))
-        self._wake.set()
+        if self._at_end_of_turn is not None and self._nursery is not None and isinstance(end, _LocalEnd):
+            self._at_end_of_turn(self._turn_now)
+        else:
+            self._wake.set()
 
     def _forget(self, end: _ClientEnd) -> list[int]:
         """Drop what this link waited for; its client asks again on another."""
@@ -248,6 +263,8 @@ class CommandService:
                 while True:
                     await self._wake.wait()
                     self._wake = trio.Event()
+                    if self._failure is not None:
+                        raise self._failure
                     self._turn()
         finally:
             self._nursery = None
@@ -255,6 +272,15 @@ class CommandService:
             for end in list(self._ends):
                 self._forget(end)
                 end.fail("the replica is closing")
+
+    def _turn_now(self) -> None:
+        """Called in somebody else's task: what goes wrong is the affair of ``run``."""
+        try:
+            if self._failure is None:
+                self._turn()
+        except Exception as error:
+            self._failure = error
+            self._wake.set()
 
     def _turn(self) -> None:
         incoming = self._incoming

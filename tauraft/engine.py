@@ -61,6 +61,8 @@ class Engine:
         self._is_woken = False
         self._token: trio.lowlevel.TrioToken | None = None
         self._flush = trio.Event()
+        self._turns = 0  # begun and not ended: one may begin inside another
+        self._at_end: list[Callable[[], object]] = []
         self._stop = trio.Event()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._main, name="tauraft-engine", daemon=True)
@@ -171,16 +173,43 @@ class Engine:
         else:
             done(result, None)
 
+    def begin_turn(self) -> None:
+        """What is said from here on is acted upon, and those who were completed are woken, when the turn ends."""
+        self._turns += 1
+
+    def end_turn(self) -> None:
+        if self._turns == 1:
+            at_end = self._at_end
+            while at_end:
+                at_end.pop(0)()
+            self.completions.flush()
+        self._turns -= 1
+
+    def at_end_of_turn(self, call: Callable[[], object]) -> None:
+        """Run ``call`` once when the present turn ends; outside one, when the loop has run all that are ready now.
+
+        It must not raise. A hop to a task of its own costs the loop a whole pass.
+        """
+        if call not in self._at_end:
+            self._at_end.append(call)
+        if not self._turns:
+            self._flush.set()
+
     def _drain(self) -> None:
         # Cleared first: whoever posts from here on wakes us again.
         self._is_woken = False
         inbox = self._inbox
-        for _ in range(len(inbox)):
-            call, argument = inbox.popleft()
-            call(argument)
+        self.begin_turn()
+        try:
+            for _ in range(len(inbox)):
+                call, argument = inbox.popleft()
+                call(argument)
+        finally:
+            self.end_turn()
 
     def _request_flush(self) -> None:
-        self._flush.set()
+        if not self._turns:
+            self._flush.set()
 
     def _main(self) -> None:
         before = sys.getswitchinterval()
@@ -200,17 +229,19 @@ class Engine:
         self._token = trio.lowlevel.current_trio_token()
         async with trio.open_nursery() as nursery:
             self.nursery = nursery
-            nursery.start_soon(self._wake_callers)
+            nursery.start_soon(self._end_turns)
             nursery.start_soon(self._measure_lag)
             self._ready.set()
             await self._stop.wait()
             nursery.cancel_scope.cancel()
 
-    async def _wake_callers(self) -> None:
+    async def _end_turns(self) -> None:
+        """Of tasks that began none."""
         while True:
             await self._flush.wait()
             self._flush = trio.Event()
-            self.completions.flush()
+            self.begin_turn()
+            self.end_turn()
 
     async def _measure_lag(self) -> None:
         while True:

@@ -181,6 +181,7 @@ class Raft:
         self.reply_payload = b""
         self.may_vote = True
         self.may_lead = True  # False: it could not apply what it would commit; it votes and persists all the same
+        self.hurried: frozenset[str] | None = None
         self._random = random
         self._election_timeout = 0
         # Leases count on voters keeping quiet after they heard a leader; one that restarted does not know when it did.
@@ -396,6 +397,26 @@ class Raft:
         """The transfer of a snapshot to ``member`` ended."""
         if isinstance(self._state, Leader):
             self._state.report_snapshot(member, ok)
+
+    def hurry(self, peer_ids: frozenset[str] | None) -> None:
+        """Who is told at once that the commit index moved, with a message of its own: those with callers waiting for it.
+
+        The others hear of it with their next entries, a heartbeat, or ``tell_commit``. None: everyone is hurried.
+        """
+        self.hurried = peer_ids
+
+    def hurries(self, member: Member) -> bool:
+        return self.hurried is None or member.peer_id in self.hurried
+
+    @property
+    def owes_commit(self) -> bool:
+        """Leading, and somebody has not been told of the commit index."""
+        return isinstance(self._state, Leader) and self._state.owes_commit
+
+    def tell_commit(self) -> None:
+        """Tell them now."""
+        if isinstance(self._state, Leader):
+            self._state.tell_commit()
 
     def set_heartbeat_payload(self, payload: bytes) -> None:
         self.heartbeat_payload = payload

@@ -1,7 +1,9 @@
 """Drives one replica: carries out what the core decides, and nothing else touches its Raft.
 
-One task, turning over and over: step what arrived, tick what is due, put what waits into one batch, then take
-each ``Ready`` and do its duties in the order it states.  Between two turns it sleeps until a frame, a proposal or a deadline.
+It turns over and over: step what arrived, tick what is due, put what waits into one batch, then take
+each ``Ready`` and do its duties in the order it states.  A frame, a proposal or a read turns it at once, in the task that
+brought it, because a hop to another task costs the loop a whole pass; deadlines turn it in the one task of its own, which
+also is where its failures come out.
 
 The order that keeps promises 1 and 3 (thesis 10.2.1): messages that may leave at once go to the wire *before*
 the disk is touched, so the followers' disks work while the leader's does; those that state something durable (votes, acks)
@@ -57,6 +59,8 @@ from tauraft.transport.transport import Channel
 
 _log = logging.getLogger("tauraft.node")
 MAX_FOLDED_ROWS = 2_000  # into the digest at a tick: some milliseconds
+TELL_COMMIT_NS = 5_000_000  # how long a follower with nobody waiting may be behind on what is committed
+HURRY_NS = SECOND_NS  # for so long after a forward its sender is told at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +136,9 @@ class Driver:
         self._inbox: list[tuple[str, Sequence[bytes]]] = []
         self._held: list[Message] = []  # ready to step once their snapshot is here
         self._wake = anyio.Event()
-        self._next_tick_ns = clock.monotonic_ns()
-        self._is_alone = False
+        self._is_running = self._is_turning = self._is_alone = False
+        self._failure: Exception | None = None
+        self._next_tick_ns = self._sleeps_until_ns = clock.monotonic_ns()
         snapshots.send = lambda peer_id, frame, bulk: channel.send(peer_id, frame, bulk=bulk)
         snapshots.on_failed = self._snapshot_failed
         snapshots.offered_id = lambda: log.snapshot.id
@@ -145,6 +150,9 @@ class Driver:
         self._when_applied: list[tuple[int, int, Callable[[], object]]] = []
         self._order = 0
         self._rounds = HeartbeatRounds()
+        self._forwarded_ns: dict[str, int] = {}  # who forwards commands, and when it did last
+        self._tell_commit_at_ns: int | None = None
+        raft.hurry(frozenset())
         # A timer is due, and what fires it is under way or may not be proposed now: the turn after the next commit or
         # tick sees to it, and waking for it before would spin.
         self._timers_wait = False
@@ -156,6 +164,8 @@ class Driver:
         self.on_tick: Callable[[], object] = _ignore
         self.may_admit: Callable[[], bool] = lambda: True
         self.admit: Callable[[Item], Item] = lambda item: item
+        self.begin_turn: Callable[[], object] = _ignore  # of the engine's
+        self.end_turn: Callable[[], object] = _ignore
 
     # What others ask of it.
 
@@ -176,7 +186,7 @@ class Driver:
             )
         if leader == self.me:
             self._queue.add(items)
-            self.wake()
+            self._turn_now()
             return
         frame = wire.pack(wire.FORWARD, [pack_item(item) for item in items])
         self._channel.send(leader.peer_id, frame)
@@ -192,7 +202,7 @@ class Driver:
             done(None)
             return
         self._reads_waiting.append(done)
-        self.wake()
+        self._turn_now()
 
     def when_applied(self, index: int, done: Callable[[], object]) -> None:
         if self.machine.applied_index >= index:
@@ -203,7 +213,7 @@ class Driver:
 
     def frames_received(self, sender: str, frames: Sequence[bytes]) -> None:
         self._inbox.append((sender, frames))
-        self.wake()
+        self._turn_now()
 
     def peer_closed(self, peer_id: str) -> None:
         """Its stream ended. If it led, its process most likely died: ask for votes at once (DESIGN, formation 6)."""
@@ -224,17 +234,24 @@ class Driver:
 
     async def run(self) -> None:
         """Until cancelled, or until the disk or a plugin makes it unsafe to go on: that exception comes out."""
-        while True:
-            self.turn()
-            # A turn may have taken long; others on this loop get theirs before the next.
-            await anyio.lowlevel.checkpoint()
-            if self._wake.is_set():
-                self._wake = anyio.Event()
-                continue
-            with anyio.move_on_after(max(0.0, self._seconds_to_next_deadline())):
-                await self._wake.wait()
-            if self._wake.is_set():
-                self._wake = anyio.Event()
+        self._is_running = True
+        try:
+            while True:
+                if self._failure is not None:
+                    raise self._failure
+                self._turn()
+                # A turn may have taken long; others on this loop get theirs before the next.
+                await anyio.lowlevel.checkpoint()
+                if not self._wake.is_set():
+                    self._sleeps_until_ns = self._next_deadline_ns()
+                    # Rounded up to a microsecond: waking a hair early would spin.
+                    sleep_s = math.ceil((self._sleeps_until_ns - self._clock.monotonic_ns()) / 1_000) / 1e6
+                    with anyio.move_on_after(max(0.0, sleep_s)):
+                        await self._wake.wait()
+                if self._wake.is_set():
+                    self._wake = anyio.Event()
+        finally:
+            self._is_running = False
 
     def close(self) -> None:
         self._store.close()
@@ -245,16 +262,45 @@ class Driver:
     def is_connected(self, peer_id: str) -> bool:
         return self._channel.is_connected(peer_id)
 
-    def turn(self) -> None:
-        self._step_inbox()
-        self._tick_when_due()
-        self._propose_batch()
-        self._ask_reads()
-        while self.raft.has_ready():
-            self._perform(self.raft.ready())
-            self._ask_reads()
+    def _turn_now(self) -> None:
+        """In the task of whoever brought something. What goes wrong comes out of ``run``."""
+        if self._is_turning or not self._is_running or self._failure is not None:
+            self.wake()
+            return
+        try:
+            self._turn()
+        except Exception as error:
+            self._failure = error
+            self.wake()
+        else:
+            if self._next_deadline_ns() < self._sleeps_until_ns:
+                self.wake()
+
+    def _turn(self) -> None:
+        self._is_turning = True
+        self.begin_turn()
+        try:
+            self._step_inbox()
+            self._tick_when_due()
             self._propose_batch()
+            self._ask_reads()
+            while self.raft.has_ready():
+                self._perform(self.raft.ready())
+                self._ask_reads()
+                self._propose_batch()
+            self._owe_commit()
+        finally:
+            self._is_turning = False
+            # Callers first: they go on while the followers are told what was committed.
+            self.end_turn()
         self._channel.flush()
+
+    def _owe_commit(self) -> None:
+        """A message of its own for each follower costs more than all else of a lone write: others may wait a little."""
+        if not self.raft.owes_commit:
+            self._tell_commit_at_ns = None
+        elif self._tell_commit_at_ns is None:
+            self._tell_commit_at_ns = self._clock.monotonic_ns() + TELL_COMMIT_NS
 
     def _step_inbox(self) -> None:
         while self._inbox or self._held:
@@ -272,6 +318,9 @@ class Driver:
             if kind == wire.RAFT:
                 self._take_message(wire.decode_message(frame, sender, self.me.peer_id))
             elif kind == wire.FORWARD:
+                if sender not in self._forwarded_ns:
+                    self.raft.hurry(frozenset([*self._forwarded_ns, sender]))
+                self._forwarded_ns[sender] = self._clock.monotonic_ns()
                 self._take_forwarded(unpack_items(wire.unpack(frame)))
             elif kind in (wire.PULL, wire.CHUNK):
                 self._snapshots.take_frame(sender, frame)
@@ -315,6 +364,9 @@ class Driver:
 
     def _tick_when_due(self) -> None:
         now = self._clock.monotonic_ns()
+        if self._tell_commit_at_ns is not None and now >= self._tell_commit_at_ns:
+            self._tell_commit_at_ns = None
+            self.raft.tell_commit()
         period = int(self._tick_s() * SECOND_NS)
         if now < self._next_tick_ns:
             return
@@ -323,6 +375,9 @@ class Driver:
         if self.is_leader:
             self.raft.set_heartbeat_payload(self._heartbeat_payload(now))
         self.raft.tick()
+        for sender in [sender for sender, at_ns in self._forwarded_ns.items() if now - at_ns > HURRY_NS]:
+            del self._forwarded_ns[sender]
+            self.raft.hurry(frozenset(self._forwarded_ns))
         self._retry_reads(now)
         self._snapshots.tick()
         self.machine.tables.fold(MAX_FOLDED_ROWS)
@@ -333,9 +388,11 @@ class Driver:
         # Half an election time-out, since the cluster's clock stands still a whole one after a tick (SAFETY 18).
         return self.timing.election_s / 2 if self._is_alone else self.timing.heartbeat_s
 
-    def _seconds_to_next_deadline(self) -> float:
+    def _next_deadline_ns(self) -> int:
         now = self._clock.monotonic_ns()
         deadline = self._next_tick_ns
+        if self._tell_commit_at_ns is not None:
+            deadline = min(deadline, self._tell_commit_at_ns)
         if self.is_leader and not self._timers_wait:
             timer, wall_timer = self.machine.next_deadline_ns(), self.machine.next_wall_deadline_ns()
             delays = (
@@ -343,8 +400,7 @@ class Driver:
                 None if wall_timer is None else self._cluster_clock.until_wall_ns(wall_timer),
             )
             deadline = min([deadline, *(now + delay for delay in delays if delay is not None)])
-        # Rounded up to a microsecond: waking a hair early would spin.
-        return math.ceil((deadline - now) / 1_000) / 1e6
+        return deadline
 
     # Proposals.
 

@@ -65,7 +65,7 @@ async def open_host(options: ClusterOptions, engine: Engine) -> AsyncIterator[Na
 @asynccontextmanager
 async def open_node(options: NodeOptions, engine: Engine, *, namespace: str = "") -> AsyncIterator[NodeHost]:
     """A started node or stand-by. ``namespace``: whose default directory it has when none is given."""
-    node = NodeHost(options, load_plugins(options.plugins), SystemClock(), Random(os.urandom(16)))
+    node = NodeHost(options, load_plugins(options.plugins), SystemClock(), Random(os.urandom(16)), engine)
     try:
         node.prepare(namespace)
         async with trio.open_nursery() as nursery:
@@ -98,8 +98,9 @@ async def open_namespace(node: NodeHost, options: ClusterOptions) -> AsyncIterat
 class NodeHost:
     """See the module."""
 
-    def __init__(self, options: NodeOptions, registry: Registry, clock: Clock, random: Random) -> None:
+    def __init__(self, options: NodeOptions, registry: Registry, clock: Clock, random: Random, engine: Engine) -> None:
         self.options = options
+        self.engine = engine
         self.registry, self.clock, self.random = registry, clock, random
         self.is_settled = trio.Event()  # it is the node, or stands by
         # What a plugin list asks for must be there; what is merely installed need not be (an upgrade under way).

@@ -272,7 +272,9 @@ class Namespace:
             transport, options.namespace, leader, method, arguments
         )
         replica.invite = formation.invite
-        service = CommandService(replica, node.clock.monotonic_ns)
+        engine = node.engine
+        replica.driver.begin_turn, replica.driver.end_turn = engine.begin_turn, engine.end_turn
+        service = CommandService(replica, node.clock.monotonic_ns, at_end_of_turn=engine.at_end_of_turn)
         transport.serve(options.namespace, service.serve_stream)
         formation.became_member(_Joins(replica, genesis, transport))
         try:

@@ -350,6 +350,9 @@ class Leader:
                     raft.answer_read(read.context, index)
                 else:
                     raft.send_now(ReadIndexReply(raft.me, read.asker, raft.term, raft.cluster_id, read.context, index))
+                    asker = self.progress.get(read.asker)
+                    if asker is not None and self._is_owed_commit(asker):
+                        asker.is_nudged = self._is_dirty = True  # it answers once it has applied so far
             if self.reads.is_round_in_flight or not self.reads.has_waiting or not self.has_own_commit:
                 return
             self.reads.start_round(raft.me, raft.log.commit)
@@ -388,9 +391,26 @@ class Leader:
         for progress in self.progress.values():
             while progress.next_index <= log.last_index and self._send_append(progress):
                 pass
-            if progress.is_nudged or progress.sent_commit < min(log.commit, progress.next_index - 1):
+            if progress.is_nudged or (self._is_owed_commit(progress) and self._raft.hurries(progress.member)):
                 progress.is_nudged = False
                 self._send_append(progress, may_be_empty=True)
+
+    def _is_owed_commit(self, progress: Progress) -> bool:
+        """It could be told, and was not: one that is paused hears of it with whatever it is sent next."""
+        return (
+            progress.sent_commit < min(self._raft.log.commit, progress.next_index - 1)
+            and not progress.is_paused
+            and progress.state is not ProgressState.SNAPSHOT
+        )
+
+    @property
+    def owes_commit(self) -> bool:
+        return any(self._is_owed_commit(progress) for progress in self.progress.values())
+
+    def tell_commit(self) -> None:
+        for progress in self.progress.values():
+            if self._is_owed_commit(progress):
+                progress.is_nudged = self._is_dirty = True
 
     def _send_append(self, progress: Progress, may_be_empty: bool = False) -> bool:
         if progress.is_paused or progress.is_distrusted or progress.state is ProgressState.SNAPSHOT:
