@@ -239,7 +239,7 @@ class Driver:
             while True:
                 if self._failure is not None:
                     raise self._failure
-                self._turn()
+                self.turn()
                 # A turn may have taken long; others on this loop get theirs before the next.
                 await anyio.lowlevel.checkpoint()
                 if not self._wake.is_set():
@@ -268,7 +268,7 @@ class Driver:
             self.wake()
             return
         try:
-            self._turn()
+            self.turn()
         except Exception as error:
             self._failure = error
             self.wake()
@@ -276,7 +276,7 @@ class Driver:
             if self._next_deadline_ns() < self._sleeps_until_ns:
                 self.wake()
 
-    def _turn(self) -> None:
+    def turn(self) -> None:
         self._is_turning = True
         self.begin_turn()
         try:
