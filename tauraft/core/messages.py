@@ -200,6 +200,7 @@ class Ready:
     then ``messages_after_persist`` leave and ``Raft.persisted(number)`` is called; Readies are
     persisted in their order, several may be under way.  ``committed`` are to be applied in order, and
     are always already persisted here (SAFETY 12); ``Raft.applied(index)`` reports them done.
+    A driver that applies late drops what it has not applied when a ``snapshot`` comes, which holds it.
     """
 
     number: int

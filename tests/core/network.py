@@ -1,7 +1,8 @@
 """A cluster of cores in memory, for tests: replicas with a disk each, and a network that does as it is told.
 
 ``Replica`` carries out Readies as a driver would.  With ``is_writing_at_once`` False its writes queue up until
-``finish_write``; ``crash`` forgets them and all that was in memory, and a new core starts from the disk.
+``finish_write``, with ``is_applying_at_once`` False what is to be applied until ``apply_one``; ``crash`` forgets them and
+all that was in memory, and a new core starts from the disk.
 ``Network`` delivers what replicas sent; ``settle`` turns until nothing moves.
 """
 
@@ -113,7 +114,7 @@ class Replica:
         self.disk = disk
         self.seed = seed
         self.options = options
-        self.is_writing_at_once = True
+        self.is_writing_at_once = self.is_applying_at_once = True
         self.applied: list[Entry] = []
         self.reads: list[ReadState] = []
         self.starts = 0
@@ -123,6 +124,7 @@ class Replica:
         self.starts += 1
         config = RaftConfig(self.me, CLUSTER, **self.options)
         self.unwritten: deque[Ready] = deque()
+        self.unapplied: deque[Entry] = deque()
         self.applied = [entry for entry in self.applied if entry.index <= self.disk.snapshot.index]
         self.raft = Raft(
             config,
@@ -147,7 +149,11 @@ class Replica:
             if self.is_writing_at_once:
                 while self.unwritten:
                     sent.extend(self.finish_write())
-            self._apply(ready)
+            if ready.snapshot is not None:
+                self.unapplied.clear()
+            self.unapplied.extend(ready.committed)
+            while self.is_applying_at_once and self.unapplied:
+                self.apply_one()
         return sent
 
     def finish_write(self) -> list[Message]:
@@ -157,14 +163,16 @@ class Replica:
         self.raft.persisted(ready.number)
         return list(ready.messages_after_persist)
 
-    def _apply(self, ready: Ready) -> None:
-        for entry in ready.committed:
-            assert entry.index <= self.disk.last_index(), "applied before it was on disk"
-            assert self.disk.term(entry.index) == entry.term, "applied what the disk does not have"
-            self.applied.append(entry)
-            if entry.kind is EntryKind.CONFIG:
-                self.raft.apply_membership(decode_change(entry.data))
-            self.raft.applied(entry.index)
+    def apply_one(self) -> None:
+        """The oldest entry handed out reaches the state machine."""
+        entry = self.unapplied.popleft()
+        assert entry.index == self.raft.log.applied + 1, "applied out of order, or twice"
+        assert entry.index <= self.disk.last_index(), "applied before it was on disk"
+        assert self.disk.term(entry.index) == entry.term, "applied what the disk does not have"
+        self.applied.append(entry)
+        if entry.kind is EntryKind.CONFIG:
+            self.raft.apply_membership(decode_change(entry.data))
+        self.raft.applied(entry.index)
 
     def tick(self, count: int = 1) -> None:
         for _ in range(count):
