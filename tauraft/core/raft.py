@@ -195,6 +195,8 @@ class Raft:
         self._next_forwarded = random.getrandbits(62)
         self._owed_campaign: Term | None = None  # leadership was offered in this term before a change was applied
         self._ready_number = 0
+        self._persisted = 0
+        self._term_ready = 0  # the Ready that takes the term to disk
         self._given_hard_state = hard_state
         self._given_role = RoleChange(Role.FOLLOWER, self.term, None)
         self._draw_election_timeout()
@@ -455,6 +457,8 @@ class Raft:
             or self.vote != given.vote
             or ((entries or snapshot is not None) and self.log.commit != given.commit)
         ):
+            if self.term != given.term:
+                self._term_ready = number
             hard_state = self._given_hard_state = HardState(self.term, self.vote, self.log.commit)
         if isinstance(state, Candidate) and not state.own_vote_ready:
             state.own_vote_ready = number
@@ -483,6 +487,7 @@ class Raft:
 
     def persisted(self, number: int) -> None:
         """The Readies up to ``number`` are on disk."""
+        self._persisted = number
         self.log.persisted(number)
         state = self._state
         if isinstance(state, Leader):
@@ -501,6 +506,10 @@ class Raft:
                 self._owed_campaign = None
                 if is_still_wanted:
                     self.start_campaign(is_transfer=True)
+
+    @property
+    def is_term_saved(self) -> bool:
+        return self.term == self._given_hard_state.term and self._term_ready <= self._persisted
 
     def _is_vote_unsaved(self) -> bool:
         given = self._given_hard_state

@@ -13,6 +13,7 @@ from tauraft.core.messages import (
     EntryKind,
     HardState,
     Heartbeat,
+    HeartbeatReply,
     Message,
     Role,
     VoteReply,
@@ -285,3 +286,16 @@ def test_messages_of_another_cluster_or_to_another_incarnation_are_dropped() -> 
         one.raft.step(stray)
     assert one.raft.term == 0
     assert one.turn() == []
+
+
+def test_the_answer_to_a_newer_terms_first_heartbeat_leaves_after_the_term_is_on_disk_and_later_ones_at_once() -> None:
+    one = replica()
+    one.raft.step(Heartbeat(B, A, 1, CLUSTER, 0))
+    ready = one.raft.ready()
+    assert ready.messages_now == ()
+    assert [type(message) for message in ready.messages_after_persist] == [HeartbeatReply]
+    one.raft.step(Heartbeat(B, A, 1, CLUSTER, 0))
+    assert one.raft.ready().messages_now == (), "the write is under way"
+    one.raft.persisted(2)
+    one.raft.step(Heartbeat(B, A, 1, CLUSTER, 0))
+    assert [type(message) for message in one.raft.ready().messages_now] == [HeartbeatReply]

@@ -1,7 +1,7 @@
 """A follower: takes what the leader of its term sends, and campaigns when it hears from nobody (thesis 3.3-3.5).
 
 Answers that promise something (an Append accepted, a snapshot taken) leave after the disk has it;
-heartbeat replies promise nothing and leave at once.
+heartbeat replies promise nothing but the term, and leave at once when that is on the disk.
 A learner is a follower that never campaigns; whether this one may is ``Raft.is_promotable``'s business.
 """
 
@@ -48,7 +48,9 @@ class Follower:
                     # It never names more than was acknowledged from here in this term.
                     raise AcknowledgedEntriesLost(message.commit, raft.log.last_index)
                 raft.log.commit_to(message.commit)
-                raft.send_now(
+                # A leader's lease counts on who answered; after a crash it must still know the term it answered in.
+                send = raft.send_now if raft.is_term_saved else raft.send_after_persist
+                send(
                     HeartbeatReply(
                         raft.me, message.sender, raft.term, raft.cluster_id, message.read_context, raft.reply_payload
                     )
