@@ -27,7 +27,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
-from tauraft.core.log import Compacted
+from tauraft.core.log import AcknowledgedEntriesLost, Compacted
 from tauraft.core.membership import MembershipChange, decode_change
 from tauraft.core.messages import (
     Entry,
@@ -44,7 +44,7 @@ from tauraft.core.messages import (
     SnapshotMeta,
 )
 from tauraft.core.raft import ProposalDropped, Raft
-from tauraft.errors import InvalidCommand, NoLeader, Overloaded, PluginMissing
+from tauraft.errors import DataDirectoryError, InvalidCommand, NoLeader, Overloaded, PluginMissing
 from tauraft.fsm import Message as FSMMessage
 from tauraft.node import wire
 from tauraft.node.apply import Machine
@@ -338,7 +338,13 @@ class Driver:
             # Its bytes come first, then the core is told.
             self._snapshots.fetch(message, self._snapshot_arrived)
             return
-        self.raft.step(message)
+        try:
+            self.raft.step(message)
+        except AcknowledgedEntriesLost as lost:
+            raise DataDirectoryError(
+                f"{lost}: this disk is an older copy of itself, or another's; nothing was touched, and this member takes "
+                "no part any more: move the directory away to rejoin as a new member"
+            ) from lost
 
     def _snapshot_arrived(self, message: InstallSnapshot) -> None:
         self._held.append(message)

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgpack
 
+from tauraft.core.log import HardStateLost
 from tauraft.core.messages import HardState, Member, Membership, SnapshotMeta
 from tauraft.core.raft import Raft, RaftConfig
 from tauraft.errors import DataDirectoryError
@@ -147,7 +148,13 @@ def open_replica(
         heartbeat_ticks=1,
         lease_reads=parts.lease_reads,
     )
-    raft = Raft(config, hard_state, snapshot.membership, log, parts.random, applied=snapshot.index)
+    try:
+        raft = Raft(config, hard_state, snapshot.membership, log, parts.random, applied=snapshot.index)
+    except HardStateLost as lost:
+        raise DataDirectoryError(
+            f"{lost}: whom this member voted for is lost, so it must not vote again; nothing was touched: move the "
+            "directory away to rejoin as a new member, or see `tauraft recover`"
+        ) from lost
     cluster_clock = ClusterClock(parts.clock, int(parts.timing.election_s * 1e9))
     cluster_clock.saw(machine.now_ns, machine.wall_ns)
     sink = _LateSink()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import msgpack
 import pytest
 
 from tauraft.core.membership import MembershipChange, Step, StepKind
 from tauraft.core.messages import Entry, EntryKind, HardState, Heartbeat, HeartbeatReply, Member
 from tauraft.core.progress import ProgressState
+from tauraft.errors import DataDirectoryError
 from tauraft.node import wire
 from tests.node.cluster import CLUSTER_ID, Cluster, take_snapshot
 
@@ -86,6 +89,31 @@ def test_a_snapshot_that_was_reaped_while_it_was_fetched_is_replaced_by_a_newer_
     cluster.drops = lambda sender, to, frame: False
     cluster.tick(30)
     assert cluster["c"].applied_index == leader.applied_index
+
+
+# Disks that are not what they were (SAFETY 14).
+
+
+def test_a_log_without_its_hard_state_does_not_start_and_says_what_to_do() -> None:
+    cluster = Cluster("abc")
+    store = cluster.nodes["a"].store()
+    store.open()
+    store.append([Entry(1, 2, EntryKind.NOOP)], HardState(1, B, 0))
+    store.close()
+    with pytest.raises(DataDirectoryError, match="must not vote again"):
+        cluster.nodes["a"].start()
+
+
+def test_a_member_on_an_older_copy_of_its_disk_stops_and_says_what_to_do() -> None:
+    cluster = Cluster("abc").start()
+    leader = cluster.elect("a")
+    copy = deepcopy(cluster.nodes["b"].files)
+    leader.propose_system(leader._announcement())
+    cluster.tick(2)
+    cluster.nodes["b"].files = copy
+    cluster.nodes["b"].start()
+    with pytest.raises(DataDirectoryError, match="older copy of itself"):
+        cluster.tick(2)
 
 
 # Upkeep that is refused.
