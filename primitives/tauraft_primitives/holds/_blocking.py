@@ -153,22 +153,23 @@ class Hold:
 
     def release(self) -> None:
         """Give it back. Raises ``NotHolder`` when it was released before, or lost. Of a reentrant hold: one level."""
-        if self._is_released or self._tenure.is_lost:
-            self._end()
-            raise errors.NotHolder(
-                f"{self._what} {self.name!r} is not held with token {self.token} any more; nothing changed"
-            )
-        if self._depth > 1:
-            self._depth -= 1
-            return
         try:
+            if self._is_released or self._tenure.is_lost:
+                self._end()
+                raise errors.NotHolder(
+                    f"{self._what} {self.name!r} is not held with token {self.token} any more; nothing changed"
+                )
+            if self._depth > 1:
+                self._depth -= 1
+                return
             self._end()
             self._holder.submit(self._release)
         except errors.Refused:
             raise
         except BaseException:
             # Interrupted or unanswered: the engine goes on saying it, so that nobody waits for the session's end.
-            self._holder.submit_soon(self._release)
+            if self._depth == 1:
+                self._drop()
             raise
 
     def _drop(self) -> None:
@@ -248,9 +249,22 @@ class HeldBlock(Generic[H]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        scope = Here.scope()
-        place = max(place for place, entered in enumerate(self._entered) if entered[0] == scope)
-        _, held, guard = self._entered.pop(place)
+        try:
+            return self._exit(kind, error, trace)
+        except errors.TauraftError:
+            raise
+        except BaseException:  # interrupted on the way out
+            for hold in self._parts(self._mine()[1]):
+                if not hold._is_released and hold._depth == 1:
+                    hold._drop()
+            raise
+        finally:
+            self._entered.remove(self._mine())
+
+    def _exit(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        _, held, guard = self._mine()
         if guard is not None:
             swallowed = guard.__exit__(kind, error, trace)
             if guard.was_cut:
@@ -266,6 +280,10 @@ class HeldBlock(Generic[H]):
                 kind = error = trace = None
         return self._leave(held, kind, error, trace)
 
+    def _mine(self) -> tuple[object, H, LossGuard | None]:
+        """What this task or thread entered last, and has not left."""
+        scope = Here.scope()
+        return next(entered for entered in reversed(self._entered) if entered[0] == scope)
 
 class OneHeld(HeldBlock[H], Generic[H]):
     """A block of one hold."""

@@ -152,22 +152,23 @@ class AsyncHold:
 
     async def release(self) -> None:
         """Give it back. Raises ``NotHolder`` when it was released before, or lost. Of a reentrant hold: one level."""
-        if self._is_released or self._tenure.is_lost:
-            self._end()
-            raise errors.NotHolder(
-                f"{self._what} {self.name!r} is not held with token {self.token} any more; nothing changed"
-            )
-        if self._depth > 1:
-            self._depth -= 1
-            return
         try:
+            if self._is_released or self._tenure.is_lost:
+                self._end()
+                raise errors.NotHolder(
+                    f"{self._what} {self.name!r} is not held with token {self.token} any more; nothing changed"
+                )
+            if self._depth > 1:
+                self._depth -= 1
+                return
             self._end()
             await self._holder.submit(self._release)
         except errors.Refused:
             raise
         except BaseException:
             # Interrupted or unanswered: the engine goes on saying it, so that nobody waits for the session's end.
-            self._holder.submit_soon(self._release)
+            if self._depth == 1:
+                self._drop()
             raise
 
     def _drop(self) -> None:
@@ -247,9 +248,22 @@ class AsyncHeldBlock(Generic[H]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        scope = AsyncHere.scope()
-        place = max(place for place, entered in enumerate(self._entered) if entered[0] == scope)
-        _, held, guard = self._entered.pop(place)
+        try:
+            return await self._exit(kind, error, trace)
+        except errors.TauraftError:
+            raise
+        except BaseException:  # interrupted on the way out
+            for hold in self._parts(self._mine()[1]):
+                if not hold._is_released and hold._depth == 1:
+                    hold._drop()
+            raise
+        finally:
+            self._entered.remove(self._mine())
+
+    async def _exit(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        _, held, guard = self._mine()
         if guard is not None:
             swallowed = guard.__exit__(kind, error, trace)
             if guard.was_cut:
@@ -264,6 +278,11 @@ class AsyncHeldBlock(Generic[H]):
             if swallowed:
                 kind = error = trace = None
         return await self._leave(held, kind, error, trace)
+
+    def _mine(self) -> tuple[object, H, AsyncLossGuard | None]:
+        """What this task or thread entered last, and has not left."""
+        scope = AsyncHere.scope()
+        return next(entered for entered in reversed(self._entered) if entered[0] == scope)
 
 
 class AsyncOneHeld(AsyncHeldBlock[H], Generic[H]):
