@@ -285,6 +285,7 @@ class HeldBlock(Generic[H]):
         scope = Here.scope()
         return next(entered for entered in reversed(self._entered) if entered[0] == scope)
 
+
 class OneHeld(HeldBlock[H], Generic[H]):
     """A block of one hold."""
 
