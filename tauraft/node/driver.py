@@ -224,8 +224,11 @@ class Driver:
 
     def set_members(self, members: Mapping[str, Sequence[str]]) -> None:
         self._channel.set_members(members)
+        if self._is_alone and members:
+            # It ticked slowly. Not at once either: ticks are time, to whoever waits for some of them to pass.
+            heartbeat_ns = int(self.timing.heartbeat_s * SECOND_NS)
+            self._next_tick_ns = min(self._next_tick_ns, self._clock.monotonic_ns() + heartbeat_ns)
         self._is_alone = not members
-        self._next_tick_ns = self._clock.monotonic_ns()
 
     def wake(self) -> None:
         self._wake.set()

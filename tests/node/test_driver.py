@@ -133,6 +133,43 @@ def test_learners_that_catch_up_during_a_transfer_are_promoted_after_it() -> Non
     assert leader.is_leader
 
 
+# Ticks are time.
+
+
+def test_changes_of_membership_let_no_more_ticks_pass_than_time_did() -> None:
+    cluster = Cluster("abc").start()
+    cluster.elect("a")
+    driver = cluster["b"].driver
+    ticks = 0
+
+    def count() -> None:
+        nonlocal ticks
+        ticks += 1
+
+    driver.on_tick = count
+    for _ in range(50):
+        driver.set_members({"a": (), "c": ()})
+        driver.turn()
+    assert ticks <= 1, "a voter that restarted waits in ticks, and a leader judges its quorum by them"
+
+
+def test_who_is_alone_no_more_ticks_within_a_heartbeat() -> None:
+    cluster = Cluster("a").start()
+    driver = cluster.elect("a").driver
+    driver.set_members({})
+    cluster.tick()
+    ticks = 0
+
+    def count() -> None:
+        nonlocal ticks
+        ticks += 1
+
+    driver.on_tick = count
+    driver.set_members({"b": ()})
+    cluster.tick()
+    assert ticks == 1
+
+
 # Frames that no honest replica sends.
 
 
