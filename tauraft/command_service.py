@@ -95,6 +95,7 @@ class _ClientEnd(Protocol):
     waited: int
     calls: int
     is_closed: bool
+    is_of_host: bool  # it has no other replica to go to
 
     def deliver(self, message: ToClient) -> None: ...
 
@@ -286,7 +287,11 @@ class CommandService:
         incoming = self._incoming
         for _ in range(len(incoming)):
             end, message = incoming.popleft()
-            if not end.is_closed:
+            if end.is_closed:
+                continue
+            if not end.is_of_host and self._replica.suspension is not None:
+                end.fail("this replica takes nothing at present; another one may")
+            else:
                 self._handlers[type(message)](end, message)
         self._flush()
 
@@ -304,7 +309,7 @@ class CommandService:
     def _propose(self, items: list[Item]) -> None:
         try:
             self._replica.propose(items)
-        except (errors.Overloaded, errors.NoLeader):
+        except (errors.Overloaded, errors.NoLeader, errors.Suspended):
             self._sweep_soon()  # kept in the tables; offered again
         except errors.InvalidCommand as error:
             if len(items) > 1:
@@ -447,6 +452,10 @@ class CommandService:
         if replaced is not None:
             replaced.end.waited -= 1
         pending = _Pending(end, item, is_withdrawal, self._clock())
+        suspension = self._replica.suspension
+        if suspension is not None:
+            end.deliver(Failed(0, *key, errors.encode(suspension.error())))
+            return
         if len(self._pending) + len(self._tickets) >= self._max_pending:
             full = errors.Overloaded("this replica has too many unanswered commands", retry_after=0.25)
             end.deliver(Failed(0, *key, errors.encode(full)))
@@ -520,6 +529,10 @@ class CommandService:
                 end, ask.request, errors.Overloaded("too many queries are unanswered here", retry_after=0.25)
             )
             return
+        suspension = self._replica.suspension
+        if suspension is not None and not (suspension.serves_stale and ask.consistency == "stale"):
+            self._fail_request(end, ask.request, suspension.error())
+            return
         self._asked += 1
         if ask.consistency == "stale":
             self._replica.when_applied(ask.seen_index, lambda: self._serve(end, ask))
@@ -528,6 +541,12 @@ class CommandService:
             self._asks.append((end, ask))
 
     def _confirmed(self, asks: list[tuple[_ClientEnd, Ask]], index: int | None) -> None:
+        suspension = self._replica.suspension
+        if index is None and suspension is not None:
+            self._asked -= len(asks)
+            for end, ask in asks:
+                self._fail_request(end, ask.request, suspension.error())
+            return
         if index is None:
             self._asks += [(end, ask) for end, ask in asks if not end.is_closed]
             self._asked -= sum(end.is_closed for end, _ in asks)
@@ -664,6 +683,7 @@ class _LocalEnd:
         self.sessions: set[int] = set()
         self.waited = self.calls = 0
         self.is_closed = False
+        self.is_of_host = True
         self.service = service
         self.link = _LocalLink(self)
         self._user = user
@@ -707,6 +727,7 @@ class _StreamEnd:
         self.sessions: set[int] = set()
         self.waited = self.calls = 0
         self.is_closed = False
+        self.is_of_host = stream.is_local
         self.scope = trio.CancelScope()
         self._stream = stream
 

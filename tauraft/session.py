@@ -557,7 +557,8 @@ class Session:
         submission = self._outstanding.get(failed.sequence)
         if submission is None or submission.step not in (Step.SENT, Step.WITHDRAWING):
             return
-        if isinstance(error, errors.Overloaded) and (submission.times_sent > 1 or submission.step is Step.WITHDRAWING):
+        is_of_this_copy = isinstance(error, errors.Overloaded | errors.Suspended)
+        if is_of_this_copy and (submission.times_sent > 1 or submission.step is Step.WITHDRAWING):
             # Another copy may be on its way, so this is no answer: say it again, a little later.
             self._retry_later(submission)
             return

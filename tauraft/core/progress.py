@@ -78,6 +78,12 @@ class Progress:
             next_index = max(next_index, self.pending_snapshot + 1)
         self._reset(ProgressState.PROBE, next_index)
 
+    def start_over(self, last_index: Index) -> None:
+        """What it acknowledged no longer holds: probe from the end of the log down, as with a member never heard of."""
+        self.match = 0
+        self._reset(ProgressState.PROBE, last_index + 1)
+        self.is_nudged = True
+
     def become_replicate(self) -> None:
         self._reset(ProgressState.REPLICATE, self.match + 1)
 

@@ -420,6 +420,16 @@ class Raft:
         if isinstance(self._state, Leader):
             self._state.tell_commit()
 
+    def acknowledged(self) -> Mapping[Member, Index]:
+        """Leading: how far each other member said that its disk has this log, in this term."""
+        state = self._state
+        return {m: progress.match for m, progress in state.progress.items()} if isinstance(state, Leader) else {}
+
+    def forget_progress(self, member: Member) -> None:
+        """``member`` has lost some of what it acknowledged: it counts for nothing until it has said anew where it stands."""
+        if isinstance(self._state, Leader):
+            self._state.forget_progress(member)
+
     def set_heartbeat_payload(self, payload: bytes) -> None:
         self.heartbeat_payload = payload
 

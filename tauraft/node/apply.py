@@ -13,6 +13,7 @@ not below the floor; its answer is written after the scope closed (SAFETY 5).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import blake2b
 from random import Random
 from typing import Any, Literal, TypeVar
 
@@ -25,6 +26,7 @@ from tauraft.errors import InvalidCommand, PluginMissing, Refused, SessionLost
 from tauraft.fsm import FSM, Command, Message, PastTable, Query, Table, Ticket
 from tauraft.node.batch import decode_batch
 from tauraft.node.change_log import ChangeLog, RevisionChanges
+from tauraft.node.divergence import Checkpoints
 from tauraft.node.replica import AnswerKind, Outcome, SessionEvent, StoredState
 from tauraft.plugin_manager import Registry
 from tauraft.storage.snapshot_store import SnapshotCorrupt
@@ -52,7 +54,7 @@ from tauraft.system.sessions import (
 )
 from tauraft.system.tables import ActiveVersion, ReplicaRow, System
 from tauraft.system.timers import MAX_FIRED_PER_ENTRY, Timers
-from tauraft.tables import Change, TableSet
+from tauraft.tables import DIGEST_BITS, Change, TableSet
 
 R = TypeVar("R")
 K = TypeVar("K")
@@ -196,6 +198,7 @@ class Machine:
         self._events: list[SessionEvent] = []
         self._changes: list[RevisionChanges] = []
         self._handlers: dict[type[Message[Any]], tuple[FSM, Callable[..., Any]]] = {}
+        self.checkpoints = Checkpoints()
         self.generation = 0  # changes when a snapshot replaces everything
         self.change_log = ChangeLog(self.tables)
         self.on_changes: list[
@@ -291,10 +294,20 @@ class Machine:
             change_log.restart(self.revision, self.now_ns)
         elif self._changes:
             change_log.record(self._changes)
+        if self.checkpoints.is_due(self.now_ns, sum(len(frame.changes) for frame in self._changes)):
+            self.checkpoints.add(entry.index, self._fingerprint())
         if self._changes:
             for listener in self.on_changes:
                 listener(self._changes)
         return self._outcomes, self._events
+
+    def _fingerprint(self) -> bytes:
+        """A digest of all that must be equal on every replica at this index (SAFETY 28)."""
+        counted = [self.revision, self.now_ns, self.wall_ns, self.timers.order, self.user_commands,
+                   self.checkpoints.answers]  # fmt: skip
+        hasher = blake2b(msgpack.packb(counted), digest_size=16)
+        hasher.update(self.tables.digest().to_bytes(DIGEST_BITS // 8, "big"))
+        return hasher.digest()
 
     def _run_of_session(
         self, session_id: int, sequence: int, acked_below: int, wait_ns: int, payload: bytes,
@@ -478,6 +491,7 @@ class Machine:
         self, session: Session, sequence: int, kind: AnswerKind, data: bytes, hash_: bytes, undo: bytes | None
     ) -> None:
         session.answers[sequence] = StoredAnswer(kind, data, hash_, self.revision, undo)
+        self.checkpoints.answered(data)
         self._outcomes.append(Outcome(session.id, sequence, kind, data))
 
     def take_effect(self, ticket: Ticket[Any], value: Any) -> None:
@@ -786,6 +800,7 @@ class Machine:
         self.sessions.load(iter(blobs))
         self.revision, self.now_ns, self.wall_ns, self.user_commands = revision, now_ns, wall_ns, user_commands
         self.timers.order = order
+        self.checkpoints.restart(now_ns)
         self.applied_index, self.applied_term, self.membership = meta.index, meta.term, meta.membership
         self.generation += 1
         self.change_log.restart(revision, now_ns)

@@ -40,20 +40,23 @@ from tauraft.core.messages import (
     Membership,
     Message,
     Ready,
+    Role,
     RoleChange,
     SnapshotMeta,
 )
 from tauraft.core.raft import ProposalDropped, Raft
 from tauraft.errors import DataDirectoryError, InvalidCommand, NoLeader, Overloaded, PluginMissing
 from tauraft.fsm import Message as FSMMessage
-from tauraft.node import wire
+from tauraft.node import heartbeats, wire
 from tauraft.node.apply import Machine
 from tauraft.node.batch import BatchError, decode_batch, encode_batch, pack_item, unpack_items
 from tauraft.node.clock import SECOND_NS, Clock, ClusterClock
+from tauraft.node.divergence import Jury, Verdict
+from tauraft.node.heartbeats import Finding, LeaderSays, MemberSays, Rounds, Watch
 from tauraft.node.proposals import ProposalQueue
-from tauraft.node.replica import Item, Outcome, SessionEvent
+from tauraft.node.replica import Item, Outcome, SessionEvent, Suspension
 from tauraft.node.snapshots import SnapshotMover
-from tauraft.storage.log_store import Compacted as StoreCompacted, LogStore
+from tauraft.storage.log_store import Compacted as StoreCompacted, LogStore, StorageFull
 from tauraft.system.messages import Activate, Announce
 from tauraft.transport.transport import Channel
 
@@ -122,6 +125,8 @@ class Driver:
         timing: Timing,
         random: Random,
         snapshots: SnapshotMover,
+        is_tail_suspect: bool,
+        mark_halted: Callable[[str], object],
     ) -> None:
         self.me = me
         self.cluster_id = cluster_id
@@ -149,10 +154,22 @@ class Driver:
         self._read_context = random.getrandbits(40) << 20
         self._when_applied: list[tuple[int, int, Callable[[], object]]] = []
         self._order = 0
-        self._rounds = HeartbeatRounds()
         self._forwarded_ns: dict[str, int] = {}  # who forwards commands, and when it did last
         self._tell_commit_at_ns: int | None = None
         raft.hurry(frozenset())
+        self._rounds, self._watch, self._jury = Rounds(), Watch(), Jury(me)
+        self._boot = random.getrandbits(63)
+        self.is_tail_suspect, self._is_resyncing = is_tail_suspect, False
+        raft.may_vote = not is_tail_suspect
+        self._leader_had: tuple[int, int] = (0, 0)  # term and end of the leader's log, as last heard
+        self._is_split = False  # the replicas' states differ, and no majority says which counts
+        self._unwritten: Ready | None = None  # the disk was full
+        self._full = ""  # why, while it is
+        self._retry_at_ns = 0
+        self._incarnations = {m.peer_id: m.incarnation for m in raft.membership.all_members()}
+        self._told_at: dict[str, int] = {}
+        self.warnings: dict[str, str] = {}  # by peer, for people to see
+        self.mark_halted = mark_halted
         # A timer is due, and what fires it is under way or may not be proposed now: the turn after the next commit or
         # tick sees to it, and waking for it before would spin.
         self._timers_wait = False
@@ -177,8 +194,25 @@ class Driver:
     def is_leader(self) -> bool:
         return self.raft.is_leader
 
+    @property
+    def suspension(self) -> Suspension | None:
+        """See ``Replica.suspension``."""
+        if self._full:
+            return Suspension(
+                f"the disk of this replica is full, and it takes nothing until there is space: {self._full}", True
+            )
+        if self._is_split:
+            return Suspension(
+                "the replicas hold different states, and no majority of them agrees: nothing is served until one does; see "
+                "`tauraft recover`", False,
+            )  # fmt: skip
+        return None
+
     def propose(self, items: Sequence[Item]) -> None:
         """See ``Replica.propose``."""
+        suspension = self.suspension
+        if suspension is not None:
+            raise suspension.error()
         leader = self.raft.leader
         if leader is None:
             raise NoLeader(
@@ -198,7 +232,7 @@ class Driver:
         return index
 
     def read_index(self, done: Callable[[int | None], object]) -> None:
-        if self.raft.leader is None:
+        if self.raft.leader is None or self.suspension is not None:
             done(None)
             return
         self._reads_waiting.append(done)
@@ -283,20 +317,24 @@ class Driver:
         self._is_turning = True
         self.begin_turn()
         try:
-            self._step_inbox()
-            self._tick_when_due()
-            self._propose_batch()
-            self._ask_reads()
-            while self.raft.has_ready():
-                self._perform(self.raft.ready())
-                self._ask_reads()
-                self._propose_batch()
-            self._owe_commit()
+            if self._unwritten is None or self._try_again(self._unwritten):
+                self._turn_raft()
         finally:
             self._is_turning = False
             # Callers first: they go on while the followers are told what was committed.
             self.end_turn()
         self._channel.flush()
+
+    def _turn_raft(self) -> None:
+        self._step_inbox()
+        self._tick_when_due()
+        self._propose_batch()
+        self._ask_reads()
+        while self._unwritten is None and self.raft.has_ready():
+            self._perform(self.raft.ready())
+            self._ask_reads()
+            self._propose_batch()
+        self._owe_commit()
 
     def _owe_commit(self) -> None:
         """A message of its own for each follower costs more than all else of a lone write: others may wait a little."""
@@ -327,12 +365,21 @@ class Driver:
                 self._take_forwarded(unpack_items(wire.unpack(frame)))
             elif kind in (wire.PULL, wire.CHUNK):
                 self._snapshots.take_frame(sender, frame)
+            elif kind == wire.EXCLUDED:
+                self._take_excluded(sender, frame)
+            elif kind == wire.MISMATCH:
+                self._take_mismatch(sender, frame)
         except (wire.WireError, BatchError) as error:
             self._snapshots.refused_frame(sender, error)
 
     def _take_message(self, message: Message) -> None:
-        if message.cluster_id != self.cluster_id or message.to != self.me:
+        if message.cluster_id != self.cluster_id:
             return
+        if message.to != self.me:
+            self._answer_mismatch(message)
+            return
+        if self._incarnations.get(message.sender.peer_id, 0) not in (0, message.sender.incarnation):
+            self._answer_mismatch(message)
         if isinstance(message, Heartbeat):
             self._hear_heartbeat(message)
         elif isinstance(message, HeartbeatReply):
@@ -360,7 +407,10 @@ class Driver:
     def snapshot_taken(self, meta: SnapshotMeta, keep_entries: int) -> None:
         """It is durable: others can be sent it, and the log below it, but for a margin for slow followers, may go."""
         self._log.snapshot = meta
-        self._store.compact_prefix(meta.index - keep_entries)
+        try:
+            self._store.compact_prefix(meta.index - keep_entries)
+        except StorageFull as full:
+            _log.warning("the log was not compacted: %s", full)  # the next snapshot does it
 
     def _take_forwarded(self, items: list[Item]) -> None:
         if self.is_leader:
@@ -389,6 +439,7 @@ class Driver:
             self.raft.hurry(frozenset(self._forwarded_ns))
         self._retry_reads(now)
         self._snapshots.tick()
+        self._resync_tail()
         self.machine.tables.fold(MAX_FOLDED_ROWS)
         self.on_tick()
 
@@ -399,6 +450,8 @@ class Driver:
 
     def _next_deadline_ns(self) -> int:
         now = self._clock.monotonic_ns()
+        if self._unwritten is not None:
+            return self._retry_at_ns
         deadline = self._next_tick_ns
         if self._tell_commit_at_ns is not None:
             deadline = min(deadline, self._tell_commit_at_ns)
@@ -418,7 +471,9 @@ class Driver:
             if len(self._queue):
                 self._forward_leftovers()
             return
-        self._timers_wait = False
+        self._timers_wait = self._is_split
+        if self._is_split:
+            return
         while True:
             now_ns, wall_ns = self._cluster_clock.stamp()
             must_tick = self.machine.has_due(now_ns, wall_ns)
@@ -484,6 +539,15 @@ class Driver:
         self._send(ready.messages_now)
         if ready.messages_now and (ready.entries or ready.hard_state is not None):
             self._channel.flush()
+        try:
+            self._write(ready)
+        except StorageFull as full:
+            self._suspend(ready, full)
+        else:
+            self._written(ready)
+
+    def _write(self, ready: Ready) -> None:
+        """To disk. May be done again as a whole when it raised ``StorageFull``."""
         if ready.snapshot is not None:
             self._install(ready.snapshot, ready.hard_state)
         if ready.entries:
@@ -491,6 +555,8 @@ class Driver:
             self._see_stamp(ready.entries)
         elif ready.hard_state is not None and ready.snapshot is None:
             self._store.save_hard_state(ready.hard_state)
+
+    def _written(self, ready: Ready) -> None:
         self._send(ready.messages_after_persist)
         self.raft.persisted(ready.number)
         if ready.committed:
@@ -500,6 +566,39 @@ class Driver:
             if asked is not None:
                 for done in asked[1]:
                     self.when_applied(read.index, _bind(done, read.index))
+
+    # A full disk (SAFETY 32). To Raft it is a slow one: what waits to be written holds back all that would follow from it.
+
+    def _suspend(self, ready: Ready, full: StorageFull) -> None:
+        if not self._full:
+            _log.error("%s: nothing is taken until there is space", full)
+        self._unwritten, self._full = ready, str(full)
+        self._retry_at_ns = self._clock.monotonic_ns() + SECOND_NS
+        if self.is_leader:
+            # The others elect one that can write.
+            self.raft.become_follower(self.raft.term, None)
+            self._change_role(RoleChange(Role.FOLLOWER, self.raft.term, None))
+        waiting, self._reads_waiting = self._reads_waiting, []
+        for _, asked in self._reads_asked.values():
+            waiting += asked
+        self._reads_asked.clear()
+        for done in waiting:
+            done(None)
+
+    def _try_again(self, ready: Ready) -> bool:
+        # Raft stands still meanwhile: what is said to it now is said again later.
+        self._inbox.clear()
+        if self._clock.monotonic_ns() < self._retry_at_ns:
+            return False
+        try:
+            self._write(ready)
+        except StorageFull as full:
+            self._suspend(ready, full)
+            return False
+        self._unwritten, self._full = None, ""
+        _log.warning("there is space again: this replica goes on")
+        self._written(ready)
+        return True
 
     def _send(self, messages: Sequence[Message]) -> None:
         for message in messages:
@@ -511,7 +610,7 @@ class Driver:
 
     def _change_role(self, change: RoleChange) -> None:
         if self.raft.is_leader:
-            self._rounds = HeartbeatRounds()
+            self._rounds, self._watch, self._jury = Rounds(), Watch(), Jury(self.me)
             self._cluster_clock.start_leading()
             self._snapshots.forget_offers()
         self.on_role_change(change)
@@ -520,7 +619,10 @@ class Driver:
         """The last stamp in the own log, also of entries not committed yet (SAFETY 15)."""
         for entry in reversed(entries):
             if entry.kind is EntryKind.BATCH:
-                if entry.index not in self._decoded:
+                term, _ = self._decoded.get(entry.index, (0, None))
+                if (
+                    term != entry.term
+                ):  # not stamped here; what was once proposed at this index may have been overwritten
                     batch = decode_batch(entry.data)
                     self._cluster_clock.saw(batch.now_ns, batch.wall_ns)
                 return
@@ -550,7 +652,7 @@ class Driver:
                 membership = self.raft.apply_membership(decode_change(entry.data))
                 self.machine.skip(entry.index, entry.term)
                 self.machine.membership = membership
-                self.on_membership(membership)
+                self._membership_changed(membership)
             else:
                 self.machine.skip(entry.index, entry.term)
             self.raft.applied(entry.index)
@@ -574,76 +676,151 @@ class Driver:
         self._store.reset_at(meta, hard_state)
         self._log.snapshot = meta
         self._decoded.clear()
-        self.on_membership(meta.membership)
+        self._membership_changed(meta.membership)
         if self.stopped_by is not None:
             return
         self.on_applied(meta.index, (), ())
         while self._when_applied and self._when_applied[0][0] <= self.machine.applied_index:
             heappop(self._when_applied)[2]()
 
-    # Heartbeats carry the clocks (SAFETY 15, 18, 20).
+    # Heartbeats carry the clocks, the logs' ends, the digests (``heartbeats``).
 
     def _heartbeat_payload(self, now: int) -> bytes:
         cluster_now, wall = self._cluster_clock.stamp()
         self._rounds.start(now)
+        self._watch.start_round(self.raft.acknowledged())
         if self.raft.membership.voters == {self.me}:
             self._cluster_clock.confirmed((), ())
-        return wire.pack(wire.RAFT, [self._rounds.number, cluster_now, wall])
+        verdict = self._jury.verdict or Verdict(0, b"")
+        last_index = self.raft.commit_pending_index()
+        return LeaderSays(
+            self._rounds.number, cluster_now, wall, last_index, self._jury.asked, verdict.index, verdict.digest
+        ).encode()
 
     def _hear_heartbeat(self, message: Heartbeat) -> None:
-        if not message.payload:
+        if not message.payload or message.term < self.raft.term:
             return
-        number, cluster_now, wall = wire.unpack_numbers(message.payload, 3)
-        self._cluster_clock.saw(cluster_now, wall)
-        self.raft.set_reply_payload(wire.pack(wire.RAFT, [number, self._clock.monotonic_ns(), self._clock.wall_ns()]))
+        says = heartbeats.decode(LeaderSays, message.payload)
+        self._cluster_clock.saw(says.now_ns, says.wall_ns)
+        self._take_verdict(Verdict(says.verdict, says.digest) if says.verdict else None)
+        self._leader_had = (message.term, says.last_index)
+        checkpoint, digest = self.machine.checkpoints.answer(says.asked)
+        mine = MemberSays(
+            says.round, self._clock.monotonic_ns(), self._clock.wall_ns(), self._boot, self._store.last_index,
+            self.is_tail_suspect, checkpoint, digest,
+        )  # fmt: skip
+        self.raft.set_reply_payload(mine.encode())
 
     def _hear_reply(self, message: HeartbeatReply) -> None:
         if not message.payload or not self.is_leader or message.term != self.raft.term:
             return
-        number, monotonic, wall = wire.unpack_numbers(message.payload, 3)
-        voters = self.raft.membership.voters
-        if message.sender in voters and self._rounds.answered(number, message.sender, monotonic, wall, len(voters)):
+        says = heartbeats.decode(MemberSays, message.payload)
+        member, voters = message.sender, self.raft.membership.voters
+        if member in voters and self._rounds.answered(member, says, len(voters)):
             self._cluster_clock.confirmed(self._rounds.elapsed(), self._rounds.walls())
+        if says.round == self._rounds.number:
+            self._judge_disk(member, self._watch.heard(member, says))
+        self._jury.heard(member, says.checkpoint, says.digest, self.machine.checkpoints, voters)
+        self._take_verdict(self._jury.verdict)
+
+    # Disks that are not what they were, states that differ (SAFETY 14, 23, 28).
+
+    def _judge_disk(self, member: Member, finding: Finding) -> None:
+        match finding:
+            case Finding.LOST_TAIL:
+                self.raft.forget_progress(member)
+            case Finding.RESTORED:
+                self._exclude(
+                    member, "its log holds less than it had acknowledged, as a disk restored from a backup does"
+                )
+            case Finding.CLONED:
+                self._exclude(member, "two processes run on copies of its disk")
+            case Finding.SOUND:
+                pass
+
+    def _exclude(self, member: Member, why: str) -> None:
+        text = (
+            f"{member.peer_id} was taken out of service: {why}. Move its data directory away; it then joins as a new "
+            "member that takes the place of this one"
+        )
+        if self.warnings.get(member.peer_id) != text:
+            _log.error("%s", text)
+        self.warnings[member.peer_id] = text
+        self._channel.send(member.peer_id, wire.pack(wire.EXCLUDED, [self.cluster_id, member.incarnation, text]))
+
+    def _take_excluded(self, sender: str, frame: bytes) -> None:
+        cluster_id, incarnation, text = wire.fields(frame, bytes, int, str)
+        leader = self.raft.leader
+        if (cluster_id, incarnation) == (self.cluster_id, self.me.incarnation) and leader and leader.peer_id == sender:
+            self._halt(text)
+
+    def _take_verdict(self, verdict: Verdict | None) -> None:
+        self._is_split = verdict is not None and not verdict.digest
+        if verdict is None or not verdict.digest:
+            return
+        mine = self.machine.checkpoints.get(verdict.index)
+        if mine is not None and mine != verdict.digest:
+            self._halt(
+                f"the state of this replica ({self.me.peer_id}) at entry {verdict.index} is not that of the majority: its "
+                "disk or its memory is damaged, or a plugin is not deterministic. Move its data directory away; it then "
+                "joins as a new member that takes the place of this one"
+            )
+
+    def _halt(self, why: str) -> None:
+        """For good: a restart must not bring it back either. Raises."""
+        self.mark_halted(why)
+        raise halted(why)
+
+    def _membership_changed(self, membership: Membership) -> None:
+        self._incarnations = {m.peer_id: m.incarnation for m in membership.all_members()}
+        self.on_membership(membership)
+
+    def _answer_mismatch(self, message: Message) -> None:
+        """It is meant for, or comes from, another incarnation: whoever sent it is told what is known here (SAFETY 14)."""
+        peer_id, now = message.sender.peer_id, self._clock.monotonic_ns()
+        if now - self._told_at.get(peer_id, -SECOND_NS) >= SECOND_NS:
+            self._told_at[peer_id] = now
+            known = self._incarnations.get(peer_id, 0)
+            told = [self.cluster_id, self.me.incarnation, message.sender.incarnation, known]
+            self._channel.send(peer_id, wire.pack(wire.MISMATCH, told))
+
+    def _take_mismatch(self, sender: str, frame: bytes) -> None:
+        cluster_id, theirs, mine, known = wire.fields(frame, bytes, int, int, int)
+        if cluster_id != self.cluster_id or mine != self.me.incarnation:
+            return
+        if self._incarnations.get(sender, 0) not in (0, theirs):
+            self.warnings[sender] = (
+                f"{sender} runs with another disk than the one that is a member; its old one is replaced when it asks to join"
+            )
+        elif known not in (0, mine):
+            self.warnings[sender] = f"{sender} knows another disk of this node as the member: this one was replaced"
+
+    # A tail that may be lost (SAFETY 23).
+
+    def _resync_tail(self) -> None:
+        """Vote again once this log holds all that a leader could believe it had acknowledged."""
+        if not self.is_tail_suspect or self._is_resyncing or self.raft.leader is None:
+            return
+        self._is_resyncing = True
+        self.read_index(self._tail_is_read)
+
+    def _tail_is_read(self, index: int | None) -> None:
+        # All that was committed when it was asked is applied here. What was acknowledged and not yet committed lay within
+        # the leader's log, whose end came with its heartbeat.
+        self._is_resyncing = False
+        term, last_index = self._leader_had
+        if index is None or term != self.raft.term or self.raft.commit < last_index:
+            return
+        try:
+            self._store.confirm_tail()
+        except StorageFull:
+            return
+        self.is_tail_suspect = False
+        self.raft.may_vote = True
 
 
-class HeartbeatRounds:
-    """Which voters answered which heartbeat, and what their clocks said: input of ``ClusterClock.confirmed``."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self._first: dict[Member, int] = {}
-        self._latest: dict[Member, int] = {}
-        self._walls: dict[Member, int] = {}
-        self._answered: set[Member] = set()
-        self._confirmed = 0
-        self._began_ns = self._sent_ns = 0
-
-    def start(self, now: int) -> None:
-        if not self.number:
-            self._began_ns = now
-        self._sent_ns = now
-        self.number += 1
-        self._answered = set()
-
-    def answered(self, number: int, voter: Member, monotonic: int, wall: int, voters: int) -> bool:
-        """True when this answer is the one that makes a quorum of the round under way."""
-        # A voter that joined later counts as if it had been there from the start, at the leader's own pace.
-        self._first.setdefault(voter, monotonic - (self._sent_ns - self._began_ns))
-        self._latest[voter] = monotonic
-        self._walls[voter] = wall
-        if number != self.number or self._confirmed == number:
-            return False
-        self._answered.add(voter)
-        if len(self._answered) + 1 > voters // 2:
-            self._confirmed = number
-            return True
-        return False
-
-    def elapsed(self) -> list[int]:
-        return [self._latest[voter] - self._first[voter] for voter in sorted(self._answered)]
-
-    def walls(self) -> list[int]:
-        return [self._walls[voter] for voter in sorted(self._answered)]
+def halted(why: str) -> DataDirectoryError:
+    return DataDirectoryError(f"this replica has halted for good: {why}")
 
 
 def is_upkeep(item: Item) -> bool:

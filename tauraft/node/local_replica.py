@@ -25,19 +25,29 @@ from tauraft.node.apply import Machine
 from tauraft.node.change_log import ChangeLog
 from tauraft.node.driver import Driver
 from tauraft.node.forwarding import FORWARDED
-from tauraft.node.replica import Item, LeaderInfo, Outcome, ReplicaListener, SessionEvent, StoredState
+from tauraft.node.replica import (
+    Item,
+    LeaderInfo,
+    Outcome,
+    ReplicaListener,
+    SessionEvent,
+    StoredState,
+    Suspension,
+)
 from tauraft.node.snapshots import SnapshotMover
 from tauraft.node.sql import DEFAULT_TIMEOUT_S, Projection, as_of_from_wire
 from tauraft.plugin_manager import Registry
 from tauraft.sql_values import from_wire
+from tauraft.storage.log_store import StorageFull
 from tauraft.storage.snapshot_store import SnapshotNotFound
-from tauraft.system.messages import SYSTEM, Activate, Announce
+from tauraft.system.messages import SYSTEM, UNATTENDED, Activate, Announce
 
 _log = logging.getLogger("tauraft.node")
 FIRST_ACTIVATION_TICKS = 50  # how long a new cluster waits for a founder that does not say what it can run
 FOR_THE_LEADER = frozenset({"add_voter", "add_learner", "remove_server", "transfer_leadership"})
 CALL_IN_S = 8.0
 STOPPED_ANNOUNCEMENT_TICKS = 600  # how often a replica that applies nothing says what it can run
+FULL_PAUSE_S = 10.0
 RUNG_SIZES = (1, 3, 5)  # voters grow 1 -> 3 -> 5, each in one joint change (FORMATION 6)
 
 
@@ -127,6 +137,10 @@ class LocalReplica:
         return self.driver.is_leader
 
     @property
+    def suspension(self) -> Suspension | None:
+        return self.driver.suspension
+
+    @property
     def leader(self) -> LeaderInfo | None:
         leader = self.driver.leader
         return None if leader is None else LeaderInfo(leader.peer_id, self.addresses_of(leader.peer_id))
@@ -149,9 +163,10 @@ class LocalReplica:
         """The leader checks what enters the log, also what others forward (SAFETY 29)."""
         if item.message is not None:
             return item
-        return Item(
-            item.session, item.sequence, item.acked_below, item.wait_ns, item.payload, self.decode(item.payload)
-        )
+        message = self.decode(item.payload)
+        if not item.session and not isinstance(message, UNATTENDED):
+            raise InvalidCommand(f"{message.fsm}/{message.tag} needs a session; nothing changed")
+        return Item(item.session, item.sequence, item.acked_below, item.wait_ns, item.payload, message)
 
     def propose_system(self, message: Message[Any]) -> None:
         """For the system's own commands (session 0)."""
@@ -211,7 +226,11 @@ class LocalReplica:
     async def _take_snapshots(self) -> None:
         while True:
             await self._snapshot_wanted.wait()
-            await self.take_snapshot()
+            try:
+                await self.take_snapshot()
+            except StorageFull as full:
+                _log.warning("no snapshot was taken: %s", full)
+                await anyio.sleep(FULL_PAUSE_S)  # the next entry asks again
             self._snapshot_wanted = anyio.Event()
 
     async def take_snapshot(self) -> int:

@@ -44,7 +44,7 @@ from tauraft.formation.genesis import (
 from tauraft.node.driver import Timing
 from tauraft.node.forwarding import forward_call
 from tauraft.node.local_replica import LocalReplica, Whereabouts
-from tauraft.node.opening import MemberRecord, Parts, load_member, open_replica, save_member
+from tauraft.node.opening import MemberRecord, Parts, load_member, open_replica, save_halted, save_member
 from tauraft.node.replica import LeaderInfo
 from tauraft.node.snapshots import SnapshotMover
 from tauraft.storage.data_dir import NamespacePaths
@@ -191,6 +191,7 @@ class Namespace:
         )
         discoverers = node.discoverers(options.namespace)
         records = _Records(files, paths)
+        record = load_member(files, paths.path)
         formation = Formation(
             transport,
             options.namespace,
@@ -217,7 +218,6 @@ class Namespace:
             formed = await formation.form()
             for member in formed.members:
                 transport.learn(member.peer_id, member.addresses)
-            record = load_member(files, paths.path)
             if record is None:
                 # The log is made first: where there is a record, a missing log is a lost one (its votes with it).
                 store = self._log_store(files, paths, must_exist=False)
@@ -256,6 +256,7 @@ class Namespace:
             node.registry,
             Timing(timing.heartbeat_s, timing.election_s),
             Whereabouts(transport.addresses, socket.gethostname(), node.machine_id, str(node.device)),
+            lambda why: save_halted(files, paths.path, why),
             max_voters=options.max_voters,
             lease_reads=genesis.options.lease_reads,
             projection=None if node.is_in_memory else paths.projection,
@@ -345,7 +346,7 @@ class Namespace:
         if self.options.storage == "duckdb":
             from tauraft.storage.duckdb_log import DuckDBLog
 
-            return DuckDBLog(paths.log)
+            return DuckDBLog(paths.log, must_exist=must_exist)
         from tauraft.storage.segment_log import SegmentLog
 
         return SegmentLog(paths.log, files=files, must_exist=must_exist)

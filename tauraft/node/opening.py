@@ -18,12 +18,12 @@ from typing import Any
 import msgpack
 
 from tauraft.core.log import HardStateLost
-from tauraft.core.messages import HardState, Member, Membership, SnapshotMeta
+from tauraft.core.messages import EntryKind, HardState, Member, Membership, SnapshotMeta
 from tauraft.core.raft import Raft, RaftConfig
 from tauraft.errors import DataDirectoryError
 from tauraft.node.apply import Machine
 from tauraft.node.clock import Clock, ClusterClock
-from tauraft.node.driver import Driver, StoredLog, Timing
+from tauraft.node.driver import Driver, StoredLog, Timing, halted
 from tauraft.node.local_replica import LocalReplica, Whereabouts
 from tauraft.node.snapshots import SnapshotMover
 from tauraft.node.sql import DEFAULT_HISTORY_BYTES, MAX_MEMORY_BYTES, Projection
@@ -35,6 +35,7 @@ from tauraft.transport.transport import Channel, FrameSink
 
 FORMAT = 1
 MEMBER_FILE = "member"
+HALTED_FILE = "halted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,9 @@ class MemberRecord:
 
 
 def load_member(files: FileSystem, directory: str) -> MemberRecord | None:
+    """Raises ``DataDirectoryError``, also where the replica has halted for good (SAFETY 14, 28)."""
+    if files.exists(f"{directory}/{HALTED_FILE}"):
+        raise halted(read_whole(files, f"{directory}/{HALTED_FILE}").decode(errors="replace"))
     path = f"{directory}/{MEMBER_FILE}"
     return MemberRecord.decode(read_whole(files, path), path) if files.exists(path) else None
 
@@ -82,9 +86,14 @@ def save_member(files: FileSystem, directory: str, record: MemberRecord) -> None
     write_atomically(files, f"{directory}/{MEMBER_FILE}", record.encode())
 
 
+def save_halted(files: FileSystem, directory: str, why: str) -> None:
+    """Durable when it returns. The replica on this disk never runs again."""
+    write_atomically(files, f"{directory}/{HALTED_FILE}", why.encode())
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a replica is made of besides its disk."""
+    """What a replica is made of besides its disk. ``mark_halted``: see ``save_halted``."""
 
     namespace: str
     clock: Clock
@@ -92,6 +101,7 @@ class Parts:
     registry: Registry
     timing: Timing
     whereabouts: Whereabouts
+    mark_halted: Callable[[str], object]
     max_voters: int = 5
     snapshot_entries: int = 20_000  # a snapshot is taken this many entries after the last one
     lease_reads: bool = False
@@ -140,6 +150,11 @@ def open_replica(
         if snapshot.term > hard_state.term:
             hard_state = HardState(snapshot.term)
         store.reset_at(snapshot, hard_state)
+    if recovered.is_tail_suspect and snapshot.membership.voters == {record.me} and not _has_changes(store):
+        raise DataDirectoryError(
+            "the last record of the log is damaged, may have been acknowledged, and no other voter has it; nothing was "
+            "touched: `tauraft recover` starts again with what can be read, and says what may be lost"
+        )
     log = StoredLog(store, snapshot)
     config = RaftConfig(
         me=record.me,
@@ -172,6 +187,8 @@ def open_replica(
         timing=parts.timing,
         random=parts.random,
         snapshots=snapshots,
+        is_tail_suspect=recovered.is_tail_suspect,
+        mark_halted=parts.mark_halted,
     )
     driver.see_last_stamp(store.last_index)
     sink.driver = driver
@@ -205,3 +222,14 @@ def _seal(source: str, target: str) -> None:
     from tauraft.storage.projection import seal_lines
 
     seal_lines(source, target)
+
+
+def _has_changes(store: LogStore) -> bool:
+    """Whether the log has a membership change: somebody else may be a voter."""
+    low = store.first_index
+    while low <= store.last_index:
+        entries = store.read(low, store.last_index + 1, 1 << 20)
+        if any(entry.kind is EntryKind.CONFIG for entry in entries):
+            return True
+        low += len(entries)
+    return False

@@ -13,6 +13,7 @@ from enum import IntEnum
 from typing import Any, Protocol
 
 from tauraft.command_protocol import AnswerKind as AnswerKind
+from tauraft.errors import Suspended
 from tauraft.fsm import Message, Query
 from tauraft.node.change_log import ChangeLog
 
@@ -55,6 +56,17 @@ class LeaderInfo:
     addresses: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Suspension:
+    """Why a replica takes nothing at present. It ends by itself."""
+
+    reason: str
+    serves_stale: bool
+
+    def error(self) -> Suspended:
+        return Suspended(f"{self.reason}; nothing was taken", retry_after=1.0)
+
+
 class ReplicaListener(Protocol):
     def applied(self, index: int, outcomes: Sequence[Outcome], events: Sequence[SessionEvent]) -> None: ...
 
@@ -84,6 +96,10 @@ class Replica(Protocol):
 
     @property
     def is_leader(self) -> bool: ...
+
+    @property
+    def suspension(self) -> Suspension | None:
+        """While there is one, nothing may be proposed, and nothing be read but stale where it says so."""
 
     def propose(self, items: Sequence[Item]) -> None:
         """Queue for the log here, or forward to the leader. May be lost in silence when leadership changes.

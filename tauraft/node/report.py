@@ -81,6 +81,15 @@ def trouble(replica: LocalReplica) -> str:
 def warnings(replica: LocalReplica) -> list[str]:
     """What an operator should know, most pressing first."""
     said = [trouble(replica)] if trouble(replica) else []
+    driver = replica.driver
+    if driver.suspension is not None:
+        said.append(driver.suspension.reason)
+    if driver.is_tail_suspect:
+        said.append(
+            "the last record of this replica's log is damaged and may have been acknowledged: it does not vote until a "
+            "leader has sent it what was there; if none can be elected so, see `tauraft recover`"
+        )
+    said += [text for _, text in sorted(driver.warnings.items())]
     membership = replica.driver.raft.membership
     rows = replica.machine.system.replicas
     voters = sorted(membership.voters)

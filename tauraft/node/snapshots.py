@@ -25,7 +25,7 @@ from tauraft.core.messages import InstallSnapshot, Member, SnapshotMeta
 from tauraft.node import wire
 from tauraft.node.apply import Machine
 from tauraft.node.clock import SECOND_NS, Clock
-from tauraft.storage.log_store import StorageError
+from tauraft.storage.log_store import StorageError, StorageFull
 from tauraft.storage.snapshot_store import (
     SnapshotCorrupt,
     SnapshotNotFound,
@@ -311,7 +311,7 @@ class SnapshotMover:
                 self._fetch = None
                 fetch.arrived(fetch.message)
                 return
-        except SnapshotCorrupt as error:
+        except (SnapshotCorrupt, StorageFull) as error:
             _log.warning("a snapshot from %s was dropped: %s", peer_id, error)
             self._drop_fetch()
             return

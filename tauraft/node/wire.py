@@ -1,7 +1,8 @@
 """How one replica's frames to another look: one leading byte for the kind, then msgpack.
 
 ``RAFT``: a message of the core. ``FORWARD``: commands a follower passes to its
-leader. ``PULL`` asks for a piece of a snapshot, ``CHUNK`` is one: the receiver sets the pace.
+leader. ``PULL`` asks for a piece of a snapshot, ``CHUNK`` is one: the receiver sets the pace.  ``EXCLUDED``: the leader tells a
+member that its disk is not what it was; ``MISMATCH``: another incarnation was meant, or is the member, than the one there is.
 
 The format has a number (the first byte's high half) and golden bytes in tests/golden.  What does not decode
 exactly is refused as ``WireError``: a frame from a peer is never trusted to be well formed.
@@ -35,7 +36,7 @@ from tauraft.core.messages import (
 )
 
 FORMAT = 1
-RAFT, FORWARD, PULL, CHUNK = (FORMAT << 4 | kind for kind in range(4))
+RAFT, FORWARD, PULL, CHUNK, EXCLUDED, MISMATCH = (FORMAT << 4 | kind for kind in range(6))
 
 
 class WireError(Exception):
@@ -190,12 +191,20 @@ def unpack(frame: bytes) -> Any:
         raise WireError(f"undecodable frame: {error}") from error
 
 
-def unpack_numbers(frame: bytes, count: int) -> list[int]:
-    """``count`` integers, and nothing else. Raises ``WireError``."""
+def items(frame: bytes) -> list[Any]:
+    """What follows the kind byte, where that is a list. Raises ``WireError``."""
     value = unpack(frame)
-    if type(value) is not list or len(value) != count or any(type(number) is not int for number in value):
-        raise WireError(f"not {count} numbers")
+    if type(value) is not list:
+        raise WireError("not a list")
     return value
+
+
+def fields(frame: bytes, *types: type) -> list[Any]:
+    """The list that follows the kind byte, of exactly these types. Raises ``WireError``."""
+    values = items(frame)
+    if [type(value) for value in values] != list(types):
+        raise WireError("wrong fields")
+    return values
 
 
 def pack(kind: int, value: Any) -> bytes:

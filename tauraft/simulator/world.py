@@ -29,7 +29,7 @@ from tauraft.errors import TauraftError
 from tauraft.fsm import Command, Message, Query
 from tauraft.node.driver import Timing
 from tauraft.node.local_replica import LocalReplica, Whereabouts
-from tauraft.node.opening import MemberRecord, Parts, load_member, open_replica, save_member
+from tauraft.node.opening import MemberRecord, Parts, load_member, open_replica, save_halted, save_member
 from tauraft.node.snapshots import PlainRows, SnapshotMover
 from tauraft.payloads import decode_answer, encode_message
 from tauraft.plugin_manager import Registry, load_plugins
@@ -61,6 +61,7 @@ class SimulatedNode:
         self.disk = MemoryFileSystem()
         self.clock = SimulatedClock(rate=world.random.uniform(*CLOCK_RATES))
         self.replica: LocalReplica | None = None
+        self.service: CommandService
         self.stopped_by: BaseException | None = None
         self.is_doomed = False  # something was done to it after which it may stop by itself
         self.lives = 0
@@ -126,8 +127,11 @@ class SimulatedNode:
                     record = load_member(self.disk, "/node")
                     if record is None:
                         record = world.founding_record(self)
+                        fresh = SegmentLog("/node/log", files=self.disk, segment_bytes=1 << 16)
+                        fresh.open()
+                        fresh.close()
                         save_member(self.disk, "/node", record)
-                    store = SegmentLog("/node/log", files=self.disk, segment_bytes=1 << 16)
+                    store = SegmentLog("/node/log", files=self.disk, segment_bytes=1 << 16, must_exist=True)
                     mover = SnapshotMover(
                         SnapshotStore("/node/snapshots", files=self.disk), PlainRows(), self.clock, run_inline
                     )
@@ -138,6 +142,7 @@ class SimulatedNode:
                         world.registry(self.plugins),
                         TIMING,
                         Whereabouts(transport.addresses, self.peer_id, self.peer_id, "disk"),
+                        lambda why: save_halted(self.disk, "/node", why),
                         snapshot_entries=world.snapshot_entries,
                     )
                     replica = open_replica(
@@ -147,7 +152,7 @@ class SimulatedNode:
                         transport.learn(f"node-{number}", [f"/memory/node-{number}"])
                     service = CommandService(replica, self.clock.monotonic_ns)
                     transport.serve(NAMESPACE, service.serve_stream)
-                    self.replica = replica
+                    self.replica, self.service = replica, service
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(replica.run)
                         async with trio.open_nursery() as serving:

@@ -100,4 +100,6 @@ class Transaction(Command[tuple[bytes, ...]], fsm=SYSTEM):
     commands: tuple[bytes, ...]
 
 
-MESSAGES = (Open, KeepAlive, Close, ExpireSession, Withdraw, Tick, Activate, Announce, Barrier, Transaction)
+# Those proposed by replicas, without a session.
+UNATTENDED = (Open, KeepAlive, Close, ExpireSession, Withdraw, Tick, Activate, Announce)
+MESSAGES = (*UNATTENDED, Barrier, Transaction)

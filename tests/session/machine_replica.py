@@ -18,7 +18,7 @@ from tauraft.fsm import FSM, Message, Query
 from tauraft.node.apply import Machine
 from tauraft.node.batch import encode_batch
 from tauraft.node.change_log import ChangeLog
-from tauraft.node.replica import Item, LeaderInfo, Outcome, ReplicaListener, StoredState
+from tauraft.node.replica import Item, LeaderInfo, Outcome, ReplicaListener, StoredState, Suspension
 from tauraft.plugin_manager import Registry
 from tauraft.system.messages import Activate, Tick
 
@@ -32,6 +32,7 @@ class MachineReplica:
     peer_id: str = "A"
     namespace: str = "/raft/test"
     cluster_id: bytes = b"c"
+    suspension: Suspension | None = None
     leader: LeaderInfo | None = field(default_factory=lambda: LeaderInfo("A", ()))
 
     def __post_init__(self) -> None:

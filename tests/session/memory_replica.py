@@ -17,7 +17,7 @@ from tauraft.command_protocol import AnswerKind, LeaderIs, Link, LinkUser, ToCli
 from tauraft.command_service import CommandService
 from tauraft.fsm import Command, Message, Query
 from tauraft.node.change_log import ChangeLog
-from tauraft.node.replica import Item, LeaderInfo, Outcome, ReplicaListener, SessionEvent, StoredState
+from tauraft.node.replica import Item, LeaderInfo, Outcome, ReplicaListener, SessionEvent, StoredState, Suspension
 from tauraft.system import messages as system
 from tauraft.tables import TableSet
 
@@ -66,6 +66,7 @@ class MemoryReplica:
     """One replica that commits whatever it takes, a moment later."""
 
     peer_id, namespace, cluster_id = "A", "/raft/test", b"c"
+    suspension: Suspension | None = None
 
     def __init__(self) -> None:
         self.applied_index = 0

@@ -148,6 +148,13 @@ class Leader:
         # Arrived: its own reply says more. Failed: not again before the next heartbeat's reply.
         progress.is_paused = True
 
+    def forget_progress(self, member: Member) -> None:
+        progress = self.progress.get(member)
+        if progress is not None:
+            progress.start_over(self._raft.log.last_index)
+            self._match[member] = 0
+            self._is_dirty = True
+
     def adopt_membership(self) -> None:
         """The membership changed: follow those who are in it, forget the others."""
         raft = self._raft
