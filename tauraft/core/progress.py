@@ -81,6 +81,7 @@ class Progress:
     def start_over(self, last_index: Index) -> None:
         """What it acknowledged no longer holds: probe from the end of the log down, as with a member never heard of."""
         self.match = 0
+        self.is_distrusted = False
         self._reset(ProgressState.PROBE, last_index + 1)
         self.is_nudged = True
 

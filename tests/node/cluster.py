@@ -15,7 +15,7 @@ import trio
 from tauraft.core.messages import Member
 from tauraft.node.driver import Timing
 from tauraft.node.local_replica import LocalReplica, Whereabouts
-from tauraft.node.opening import MemberRecord, Parts, open_replica
+from tauraft.node.opening import MemberRecord, Parts, open_replica, save_halted
 from tauraft.node.snapshots import PlainRows, SnapshotMover
 from tauraft.plugin_manager import load_plugins
 from tauraft.storage.file_system import MemoryFileSystem
@@ -94,6 +94,7 @@ class Node:
             load_plugins(()),
             TIMING,
             Whereabouts((), self.me.peer_id, self.me.peer_id, "disk"),
+            lambda why: save_halted(self.files, "/node", why),
         )
         record = MemberRecord(self.me.peer_id, self.me.incarnation, CLUSTER_ID, cluster.founders)
         self.replica = open_replica(

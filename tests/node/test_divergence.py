@@ -240,7 +240,7 @@ def test_once_a_majority_agrees_again_it_serves_on() -> None:
     async def story(world: World) -> None:
         await world.wait_for_leader()
         await move_leadership(world, world.nodes[1])
-        await world.nodes[2].crash()
+        await world.nodes[2].cut_power()
         async with world.client() as client:
             await client.opened()
             with trio.move_on_after(10):

@@ -242,8 +242,8 @@ def test_a_voter_whose_tail_may_be_lost_votes_only_after_a_leader_has_resynced_i
             world.network.cut(leader.peer_id, third.peer_id)
             world.network.cut(lost.peer_id, third.peer_id)
             await client.submit(Put("acknowledged", b"x" * 8_000))
-            await lost.crash()
-            await leader.crash()
+            await lost.cut_power()
+            await leader.cut_power()
             damage_tail(lost)
             world.network.heal()
             lost.start()
@@ -255,7 +255,7 @@ def test_a_voter_whose_tail_may_be_lost_votes_only_after_a_leader_has_resynced_i
             leader.start()
             await world.wait_for_leader()
             await world.wait_until(lambda: lost.replica is not None and not lost.replica.driver.is_tail_suspect)
-            await leader.crash()
+            await leader.cut_power()
             await world.wait_for_leader()
             entry = await client.query(Get("acknowledged"), timeout_s=30)
             assert entry is not None and entry.value == b"x" * 8_000
@@ -273,7 +273,7 @@ def test_a_leader_sends_again_what_a_follower_lost_after_acknowledging_it() -> N
             assert leader.replica is not None
             raft = leader.replica.driver.raft
             await world.wait_until(lambda: all(m == raft.log.last_index for m in raft.acknowledged().values()))
-            await lost.crash()
+            await lost.cut_power()
             damage_tail(lost)
             lost.start()
             await world.wait_until(lambda: lost.replica is not None and not lost.replica.driver.is_tail_suspect)
@@ -290,7 +290,7 @@ def test_a_lone_voter_whose_tail_may_be_lost_refuses_and_names_the_way_out() -> 
         async with world.client(ttl_s=60) as client:
             await client.opened()
             await client.submit(Put("acknowledged", b"x" * 8_000))
-        await node.crash()
+        await node.cut_power()
         damage_tail(node)
         node.start()
         await world.wait_until(lambda: not node.is_running)

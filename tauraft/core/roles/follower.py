@@ -44,8 +44,9 @@ class Follower:
                 self._append(message)
             case Heartbeat():
                 raft.heard_from_leader(message.sender)
-                if message.commit > raft.log.last_index:
-                    # It never names more than was acknowledged from here in this term.
+                if message.commit > raft.log.last_index and raft.may_vote:
+                    # It never names more than was acknowledged from here in this term. (Who may not vote has lost the end of
+                    # its log, says so, and is sent it again: SAFETY 23.)
                     raise AcknowledgedEntriesLost(message.commit, raft.log.last_index)
                 raft.log.commit_to(message.commit)
                 # A leader's lease counts on who answered; after a crash it must still know the term it answered in.

@@ -152,6 +152,7 @@ class Leader:
         progress = self.progress.get(member)
         if progress is not None:
             progress.start_over(self._raft.log.last_index)
+            progress.settled = self._sequence
             self._match[member] = 0
             self._is_dirty = True
 
