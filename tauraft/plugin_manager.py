@@ -115,6 +115,11 @@ class Registry:
         # Of several versions the one added last decodes: fields are only ever added, with defaults.
         self._messages[kind.fsm, kind.tag] = (kind, message_codec(cast(Any, kind)))
 
+    def knows(self, message: Message[Any]) -> bool:
+        """This very class: a message of an object link was never decoded here."""
+        known = self._messages.get((message.fsm, message.tag))
+        return known is not None and known[0] is type(message)
+
     # State machines.
 
     def supported(self) -> tuple[tuple[str, int, bytes], ...]:

@@ -10,6 +10,7 @@ The blocking twin, ``tauraft/_blocking/cluster.py``, is generated from this file
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from importlib import import_module
@@ -31,6 +32,9 @@ ClusterState: TypeAlias = Literal["stopped", "starting", "leader", "follower", "
 
 # Not given: the environment, the file or the preset decide. Typed so that signatures show the option's own type.
 UNSET: Final[Any] = object()
+LEAVE_TIMEOUT_S: Final = 5.0
+
+logger = logging.getLogger("tauraft.cluster")
 
 
 class ClusterHost(Host, Protocol):
@@ -137,6 +141,15 @@ class Cluster(Primitives):
             raise errors.Shutdown("not started yet: use `with`, or call start()")
         return host
 
+    def close(self, timeout: float | None = None) -> None:
+        """As of every facade; with ``on_close="leave"`` the member is removed first, unless it is the last."""
+        if self.options.on_close == "leave" and self.state in ("leader", "follower", "learner", "candidate"):
+            try:
+                self._caller.call("remove_server", {"peer_id": self.peer_id}, LEAVE_TIMEOUT_S)
+            except errors.TauraftError as error:
+                logger.warning("%s closes as a member after all: %s", self.namespace, error)
+        super().close(timeout)
+
     def apply(self, command: Command[R], *, timeout: float | None = None, forward: bool = True) -> R:
         """``submit``, with the reference's limits on ``timeout``. ``forward=False``: only if the leader is in this process."""
         seconds = check_timeout(timeout)
@@ -147,11 +160,12 @@ class Cluster(Primitives):
         return self._caller.submit(command, seconds)
 
     def add_voter(self, peer_id: str, address: str | None = None) -> None:
-        """Idempotent. Only where the leader is at hand: else ``NotLeader``."""
+        """Let it vote. A member already, or a node at ``address`` that looks for a cluster. Idempotent; the leader does it, wherever it is."""
         arguments = {"peer_id": check_name(peer_id, "peer_id"), "address": address}
         self._caller.call("add_voter", arguments, None)
 
     def remove_server(self, peer_id: str) -> None:
+        """Idempotent; the leader does it, wherever it is, also to itself. ``Refused`` where nobody would be left."""
         self._caller.call("remove_server", {"peer_id": check_name(peer_id, "peer_id")}, None)
 
     def transfer_leadership(self, to: str | None = None) -> None:

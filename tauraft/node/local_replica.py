@@ -161,7 +161,7 @@ class LocalReplica:
 
     def _admitted(self, item: Item) -> Item:
         """The leader checks what enters the log, also what others forward (SAFETY 29)."""
-        if item.message is not None:
+        if item.message is not None and self.registry.knows(item.message):
             return item
         message = self.decode(item.payload)
         if not item.session and not isinstance(message, UNATTENDED):
