@@ -24,7 +24,7 @@ from tauraft.errors import TauraftError
 from tauraft.formation import decide as steps, messages
 from tauraft.formation.genesis import Acceptor, AcceptorRecord, Ballot, ClusterOptions, Genesis, Proposer, Voter
 from tauraft.formation.messages import KnownPeer, PeerReport, State
-from tauraft.transport.transport import MessageStream, Transport, TransportError
+from tauraft.transport.transport import MessageStream, NotAdmitted, Transport, TransportError
 
 log = logging.getLogger("tauraft.formation")
 
@@ -122,6 +122,7 @@ class Formation:
         self._genesis = store.load_genesis()
         self._acceptor = Acceptor(store.load_acceptor())
         self._defers_to: str | None = None
+        self._refused_by = ""
         self._round = 0
         self._membership: Membership | None = None
         self._heard = anyio.Event()
@@ -199,6 +200,12 @@ class Formation:
             if self._genesis is None and not self._options.force_bootstrap:
                 await self._exchange()
             step = steps.decide(self._situation())
+            if self._refused_by and isinstance(step, steps.StartAlone | steps.WriteGenesis):
+                # Whom we looked for is there and will not have us: another cluster of this name beside it is nobody's wish.
+                raise FormationRefused(
+                    f"{self._refused_by} does not admit this node: add {self._transport.peer_id} to its allow=, or do not "
+                    "look for it; nothing was written"
+                )
             formed = await self._perform(step)
             if formed is not None:
                 return formed
@@ -343,6 +350,9 @@ class Formation:
         with anyio.move_on_after(limit_s):
             try:
                 stream = await self._transport.connect(self._protocol, peer_id=peer_id, addresses=addresses or ())
+            except NotAdmitted:
+                self._refused_by = peer_id or ", ".join(addresses or ())
+                return None
             except TransportError:
                 return None
             try:

@@ -36,6 +36,7 @@ from tauraft.transport.transport import (
     Admission,
     FrameSink,
     MessageStream,
+    NotAdmitted,
     PeerUnreachable,
     ProblemListener,
     StreamClosed,
@@ -434,7 +435,7 @@ class MemoryTransport:
         if network.node(target.peer_id) is not target:
             raise PeerUnreachable(f"{target.peer_id} closed the connection")
         if not target.admits(self.peer_id, namespace, "commands"):
-            raise PeerUnreachable(f"{target.peer_id} does not admit {self.peer_id} to {namespace}")
+            raise NotAdmitted(f"{target.peer_id} does not admit {self.peer_id} to {namespace}")
         mine = MemoryStream(self, target.peer_id)
         theirs = MemoryStream(target, self.peer_id)
         mine.other, theirs.other = theirs, mine

@@ -43,6 +43,10 @@ class PeerUnreachable(TransportError):
     """No stream was opened, so nothing was sent."""
 
 
+class NotAdmitted(PeerUnreachable):
+    """The peer is there, and its ``Admission`` refuses this node."""
+
+
 class StreamClosed(TransportError):
     """The stream has ended; of the frames sent last, some may not have arrived."""
 

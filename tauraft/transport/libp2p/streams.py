@@ -36,7 +36,7 @@ from tauraft.transport.secure_frames import (
     Responder,
     StreamContext,
 )
-from tauraft.transport.transport import CONNECT_TIMEOUT_S, PING_INTERVAL_S, SILENCE_S, PeerUnreachable
+from tauraft.transport.transport import CONNECT_TIMEOUT_S, PING_INTERVAL_S, SILENCE_S, NotAdmitted, PeerUnreachable
 
 log = logging.getLogger("tauraft.transport.libp2p")
 
@@ -218,8 +218,9 @@ async def greet(
             await _write_greeting(stream, [VERSION, int(purpose), initiator.hello(), list(own_addresses)])
             status, answer, addresses = _expect(await _read_greeting(stream), int, bytes, list)
             if status != Status.OK:
-                what = "does not admit this node to" if status == Status.NOT_ADMITTED else "does not serve"
-                raise PeerUnreachable(f"{peer} {what} {context.namespace}")
+                if status == Status.NOT_ADMITTED:
+                    raise NotAdmitted(f"{peer} does not admit this node to {context.namespace}")
+                raise PeerUnreachable(f"{peer} does not serve {context.namespace}")
             try:
                 confirmation, keys = initiator.confirm(answer)
             except WrongKey:
