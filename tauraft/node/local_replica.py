@@ -44,6 +44,7 @@ from tauraft.system.messages import SYSTEM, UNATTENDED, Activate, Announce
 
 _log = logging.getLogger("tauraft.node")
 FIRST_ACTIVATION_TICKS = 50  # how long a new cluster waits for a founder that does not say what it can run
+SETTLE_TICKS = 10  # how long a later leader holds commands back for a plugin that is about to be active
 FOR_THE_LEADER = frozenset({"add_voter", "add_learner", "remove_server", "transfer_leadership"})
 CALL_IN_S = 8.0
 STOPPED_ANNOUNCEMENT_TICKS = 600  # how often a replica that applies nothing says what it can run
@@ -89,6 +90,7 @@ class LocalReplica:
         self._leader: Member | None = None
         self._proposed_at: dict[str, int] = {}
         self._ticks = self._leading_since = self._stopped_at = 0
+        self._is_settled = False  # as a leader: its plugins are up, and commands are taken
         self._calls: dict[str, Callable[[dict[str, Any]], Awaitable[Any]]] = {
             "status": self._status,
             "members": self._members,
@@ -114,7 +116,7 @@ class LocalReplica:
         self._snapshot_wanted = anyio.Event()
         self._snapshot_index = driver.machine.applied_index
         driver.on_membership = self._members_changed
-        driver.may_admit = self._plugins_are_up
+        driver.may_admit = lambda: self._is_settled
         driver.admit = self._admitted
         driver.on_applied = self._applied
         driver.on_role_change = self._role_changed
@@ -265,8 +267,8 @@ class LocalReplica:
     def _applied(self, index: int, outcomes: Sequence[Outcome], events: Sequence[SessionEvent]) -> None:
         if index - self._snapshot_index >= self._snapshot_entries and not self._snapshot_wanted.is_set():
             self._snapshot_wanted.set()
-        if not self.machine.system.manifest:
-            self._upkeep()  # a new cluster serves as soon as its plugins are up: no waiting for ticks
+        if not self._is_settled and (self.is_leader or not self.machine.system.manifest):
+            self._upkeep()  # it serves as soon as its plugins are up: no waiting for ticks
         for listener in list(self._listeners):
             listener.applied(index, outcomes, events)
 
@@ -278,6 +280,8 @@ class LocalReplica:
         if self.is_leader:
             self._leading_since = self._ticks
             self._proposed_at.clear()
+            self._is_settled = False
+            self._upkeep()
         if change.leader != self._leader:
             self._leader = change.leader
             if change.leader is None:
@@ -305,15 +309,22 @@ class LocalReplica:
             return
         announced = self._announcement()
         row = self.machine.system.replicas.get(self.peer_id)
-        if row is None or (
+        is_announced = row is not None and (
             (row.incarnation, row.addresses, row.host, row.machine_id, row.disk, row.supported)
-            != (announced.incarnation, announced.addresses, announced.host, announced.machine_id, announced.disk,
+            == (announced.incarnation, announced.addresses, announced.host, announced.machine_id, announced.disk,
                 announced.supported)
-        ):  # fmt: skip
+        )  # fmt: skip
+        if not is_announced:
             self._propose_patiently("announce", announced)
-        if self.is_leader:
-            self._activate_plugins()
-            self._promote_learners()
+        if not self.is_leader:
+            return
+        due = self._due_activations()
+        for activation in due:
+            self._propose_patiently(f"activate/{activation.fsm_name}", activation)
+        self._promote_learners()
+        if not self._is_settled and self._plugins_are_up(is_announced and not due):
+            self._is_settled = True
+            self.driver.wake()
 
     def _announcement(self) -> Announce:
         at = self.whereabouts
@@ -330,24 +341,26 @@ class LocalReplica:
             except TauraftError:
                 del self._proposed_at[name]  # no leader, or no room: at the next tick
 
-    def _activate_plugins(self) -> None:
-        """The newest version of each FSM that *every* voter can run (SAFETY 27)."""
+    def _due_activations(self) -> list[Activate]:
+        """The newest version of each FSM that *every* voter can run (SAFETY 27), where that is not active yet."""
         membership = self.driver.raft.membership
         rows = [self.machine.system.replicas.get(m.peer_id) for m in membership.voters | membership.outgoing]
         offers = [frozenset(row.supported) for row in rows if row is not None]
         is_first = not self.machine.system.manifest
         has_waited = self._ticks - self._leading_since > FIRST_ACTIVATION_TICKS
         if len(offers) < len(rows) and not (is_first and has_waited and len(offers) > len(rows) // 2):
-            return
+            return []
         newest: dict[str, tuple[int, bytes]] = {}
         for name, version, digest in frozenset.intersection(*offers):
             if name != SYSTEM and version > newest.get(name, (0, b""))[0]:
                 newest[name] = (version, digest)
-        for name, (version, digest) in sorted(newest.items()):
-            active = self.machine.system.manifest.get(name)
-            if (active is None or active.version < version) and self.registry.can_run(name, version, digest):
-                package = self.registry.package_of(name, version)
-                self._propose_patiently(f"activate/{name}", Activate(name, version, digest, package))
+        active = self.machine.system.manifest
+        return [
+            Activate(name, version, digest, self.registry.package_of(name, version))
+            for name, (version, digest) in sorted(newest.items())
+            if ((found := active.get(name)) is None or found.version < version)
+            and self.registry.can_run(name, version, digest)
+        ]
 
     def _promote_learners(self) -> None:
         """A learner that has caught up votes, as soon as that makes the next odd number (FORMATION 6)."""
@@ -367,9 +380,14 @@ class LocalReplica:
                     _log.debug("learners are not promoted yet: %s", refused)
                 return
 
-    def _plugins_are_up(self) -> bool:
-        """Before the first activation nobody's commands are taken: they would be refused for want of a plugin."""
-        return bool(self.machine.system.manifest) or not self.registry.supported()
+    def _plugins_are_up(self, is_done: bool) -> bool:
+        """Before nobody's commands are taken: they would be refused for want of a plugin that is on its way.
+
+        At the first activation that has no end; later, of an activation that is refused again and again, it has.
+        """
+        if not self.machine.system.manifest and self.registry.supported():
+            return False
+        return is_done or self._ticks - self._leading_since > SETTLE_TICKS
 
     def _has_pending_change(self) -> bool:
         return self.driver.raft.has_pending_change
