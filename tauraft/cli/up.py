@@ -17,7 +17,7 @@ from tauraft.cli.main import Target, targeted
 @click.option("--listen", multiple=True, help="Multiaddr to listen on; /ip4/127.0.0.1/tcp/0 by default.")
 @click.option("--peer", "peers", multiple=True, help="Multiaddr of another node; may be repeated.")
 @click.option("--expect", type=click.IntRange(1), default=None, help="How many members the first cluster has.")
-@click.option("--preset", type=click.Choice(["local", "regional", "global"]), default="regional", show_default=True)
+@click.option("--preset", type=click.Choice(["local", "regional", "global"]), default=None, help="regional by default.")
 @click.option("--force-bootstrap", is_flag=True, help="Form a cluster now, alone.")
 @click.option("--insecure", is_flag=True, help="Allow listening beyond loopback without a key.")
 @click.option("--plugin", "plugins", multiple=True, metavar="MODULE", help="A plugin to load; may be repeated.")
@@ -45,19 +45,20 @@ def up(
             loaded.append(importlib.import_module(name))
         except ImportError as error:
             raise click.UsageError(f"the plugin {name} cannot be imported: {error}") from error
-    cluster = tauraft.Cluster(
-        namespace_argument or target.required_namespace(),
-        data_dir=target.data_dir,
-        preset=preset,
-        listen=listen,
-        peers=peers,
-        expect=expect,
-        force_bootstrap=force_bootstrap,
-        encryption_key=target.key(),
-        insecure=insecure,
-        plugins=loaded,
-        label="tauraft up",
-    )
+    given: dict[str, Any] = {
+        "data_dir": target.data_dir,
+        "preset": preset,
+        "listen": listen,
+        "peers": peers,
+        "expect": expect,
+        "force_bootstrap": force_bootstrap,
+        "encryption_key": target.key(),
+        "insecure": insecure,
+        "plugins": loaded,
+    }
+    # What was not said is left to the environment and tauraft.toml.
+    said = {name: value for name, value in given.items() if value not in (None, False, (), [])}
+    cluster = tauraft.Cluster(namespace_argument or target.required_namespace(), **said, label="tauraft up")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

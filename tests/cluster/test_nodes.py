@@ -40,9 +40,8 @@ def tauraft_fsms() -> list[type[FSM]]:
 
 def test_namespaces_of_one_node_share_its_identity_and_see_nothing_of_each_other(nodes: Nodes, tmp_path: Path) -> None:
     node = nodes.keep(tauraft.Node(data_dir=tmp_path / "node", preset="local"))
-    a, b = node.cluster("/raft/a"), node.cluster("/raft/b")
     with pytest.raises(tauraft.Shutdown):
-        a.start()
+        node.cluster("/raft/a").start()
     with node, node.cluster("/raft/a") as a, node.cluster("/raft/b") as b:
         assert a.peer_id == b.peer_id == node.peer_id
         assert a.addresses == b.addresses == node.addresses
@@ -78,11 +77,11 @@ def test_namespaces_over_several_nodes_are_clusters_of_their_own(nodes: Nodes, t
 
 def test_an_async_node_is_the_same_awaited(nodes: Nodes, tmp_path: Path) -> None:
     async def story() -> None:
-        async with tauraft.AsyncNode(data_dir=tmp_path / "node", preset="local") as node:
-            async with node.cluster("/raft/a") as cluster:
-                await cluster.set("k", "v")
-                assert await cluster.get("k") == b"v"
-                assert node.peer_id == cluster.peer_id
+        node = tauraft.AsyncNode(data_dir=tmp_path / "node", preset="local")
+        async with node, node.cluster("/raft/a") as cluster:
+            await cluster.set("k", "v")
+            assert await cluster.get("k") == b"v"
+            assert node.peer_id == cluster.peer_id
 
     asyncio.run(story())
 

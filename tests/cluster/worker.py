@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 import threading
 import time
@@ -50,13 +51,31 @@ class Writes:
         return {"keys": self.acknowledged, "longest_gap_s": max(gaps, default=0.0), "errors": self.errors}
 
 
+def fill(cluster: Any) -> list[Exception]:
+    """Write until it is refused, and what was said then and when asked again."""
+    errors: list[Exception] = []
+    for number in range(10_000):
+        try:
+            cluster.kv.put(f"filler/{number}", b"x" * 50_000, timeout=5)
+        except Exception as error:
+            errors.append(error)
+            if len(errors) == 2:
+                break
+    return errors
+
+
+def limit_files(size_bytes: int) -> None:
+    """No file of this process grows beyond: writing fails, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, resource.RLIM_INFINITY))
+
+
 def say(told: dict[str, Any]) -> None:
     print(json.dumps(told), flush=True)
 
 
 def main(kind: str, namespace: str, options: str) -> None:
     known: dict[str, Any] = {
-        "tauraft": tauraft, "os": os, "time": time, "Writes": Writes, "kept": {},
+        "tauraft": tauraft, "os": os, "time": time, "Writes": Writes, "fill": fill, "limit_files": limit_files, "kept": {},
     }  # fmt: skip
     given = json.loads(options)
     if isinstance(given.get("encryption_key"), str):
