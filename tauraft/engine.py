@@ -37,7 +37,7 @@ logger = logging.getLogger("tauraft.engine")
 
 SWITCH_INTERVAL_S: Final = 0.0005
 MAX_WAITING_POSTS: Final = 200_000
-LAG_PROBE_S: Final = 0.1
+LAG_PROBE_S: Final = 0.25
 STOP_TIMEOUT_S: Final = 5.0
 
 
@@ -249,7 +249,7 @@ class Engine:
             await trio.sleep_until(expected)
             late = trio.current_time() - expected
             # Remembers a stall for some seconds, so that one who asks now and then sees it.
-            self.lag_s = late if late > self.lag_s else self.lag_s * 0.97
+            self.lag_s = late if late > self.lag_s else self.lag_s * 0.93
 
 
 def _only(error: BaseException) -> BaseException:

@@ -277,9 +277,10 @@ class Driver:
                 if self._failure is not None:
                     raise self._failure
                 self.turn()
-                # A turn may have taken long; others on this loop get theirs before the next.
-                await anyio.lowlevel.checkpoint()
-                if not self._wake.is_set():
+                if self._wake.is_set():
+                    # A turn may have taken long; others on this loop get theirs before the next.
+                    await anyio.lowlevel.checkpoint()
+                else:
                     self._sleeps_until_ns = self._next_deadline_ns()
                     # Rounded up to a microsecond: waking a hair early would spin.
                     sleep_s = math.ceil((self._sleeps_until_ns - self._clock.monotonic_ns()) / 1_000) / 1e6
@@ -316,6 +317,7 @@ class Driver:
     def turn(self) -> None:
         self._is_turning = True
         self.begin_turn()
+        self._channel.cork()
         try:
             if self._unwritten is None or self._try_again(self._unwritten):
                 self._turn_raft()

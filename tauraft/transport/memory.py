@@ -493,6 +493,9 @@ class MemoryChannel:
             target.schedule_frame(link.due_s(random, in_order=False), channel, node.peer_id, frame, None)
         return True
 
+    def cork(self) -> None:
+        return None
+
     def flush(self) -> None:
         return None
 

@@ -75,8 +75,11 @@ class Channel(Protocol):
         order.  Raises ``ValueError`` for a frame over the limit.
         """
 
+    def cork(self) -> None:
+        """What is sent from here on waits for ``flush``, which is to follow before the caller awaits."""
+
     def flush(self) -> None:
-        """Hand over now what ``send`` gathered; without it that happens at the end of the loop's turn."""
+        """Hand over now what ``send`` gathered; without it, and not corked, that happens at the end of the loop's turn."""
 
     def set_members(self, members: Mapping[str, Sequence[str]]) -> None:
         """Peer id -> known multiaddrs: who is dialled, kept connected, and may open a direct lane."""

@@ -95,6 +95,7 @@ class Libp2pChannel:
         self._incoming: dict[str, IncomingPeer] = {}
         self.context: bytes | None = None
         self._to_flush: list[SendingLane] = []
+        self._is_corked = False
         self._flush_wanted = trio.Event()
         self._flusher = trio.CancelScope()
         host.start_task(self._flush_at_end_of_turn)
@@ -112,7 +113,11 @@ class Libp2pChannel:
             link = self._start_link(peer_id)
         return link.send_bulk(frame) if bulk else link.send(frame)
 
+    def cork(self) -> None:
+        self._is_corked = True
+
     def flush(self) -> None:
+        self._is_corked = False
         if self._to_flush:
             lanes, self._to_flush = self._to_flush, []
             for lane in lanes:
@@ -173,7 +178,7 @@ class Libp2pChannel:
         if lane.awaits_flush:
             return
         lane.awaits_flush = True
-        if not self._to_flush:
+        if not self._to_flush and not self._is_corked:
             self._flush_wanted.set()
         self._to_flush.append(lane)
 
@@ -380,6 +385,8 @@ class OutgoingLink:
         if self._stream is not None:
             self._stream.push(number.encode(), Kind.SWITCH)
         self._lane = lane
+        if self._stream is not None:
+            self._stream.relax(True)
         for frame in self._waiting:
             self.send(frame)
         self._drop_waiting()
@@ -393,6 +400,7 @@ class OutgoingLink:
         if self._lane is lane:
             self._lane = None
             if self._stream is not None:
+                self._stream.relax(False)
                 self._stream.push(self._lane_number.encode(), Kind.FALLBACK)
 
 
@@ -525,11 +533,15 @@ class IncomingPeer:
         self.end_lane("the peer opened a newer lane")
         self._lane = lane
         if await self._stream_is_done(lane):
+            if self._stream is not None:
+                self._stream.relax(True)
             reason = await lane.run(lambda frames: self._from_lane(lane, frames))
             log.debug("the lane from %s ended: %s", self.peer_id, reason)
         lane.end("the change to it was not announced")
         if self._lane is lane:
             self._lane = None
+            if self._stream is not None:
+                self._stream.relax(False)
             self._tell_if_gone()
 
     async def _stream_is_done(self, lane: ReceivingLane) -> bool:

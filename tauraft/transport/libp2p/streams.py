@@ -60,6 +60,9 @@ class Status(IntEnum):
     NOT_SERVED = 2
 
 
+RELAXED_PING_S = 10.0
+
+
 class PackedStream:
     """Made by ``greet`` or ``answer``; then ``run`` in a task, ``push`` from anywhere."""
 
@@ -74,6 +77,7 @@ class PackedStream:
         self._sealer: RecordSealer | None = None
         self._opener: RecordOpener | None = None
         self._last_heard_s = trio.current_time()
+        self._ping_s = self._peer_pings_s = PING_INTERVAL_S
         self._end_reason: str | None = None
         self._is_finished = False
 
@@ -100,6 +104,16 @@ class PackedStream:
         self.queued_bytes += len(piece)
         self._waiting.append(piece)
         self._wake.set()
+
+    def relax(self, is_idle: bool) -> None:
+        """A lane carries the frames: whoever dies or is silent shows there, so this stream only has to be kept.
+
+        A ping passes the muxer eight times, and is the dearest thing an idle node does.
+        """
+        self._ping_s = RELAXED_PING_S if is_idle else PING_INTERVAL_S
+        if self._end_reason is None:
+            # The other end learns at once how long it may take until the next.
+            self._push_ping()
 
     async def run(self, on_frames: OnFrames, on_control: OnControl) -> str:
         """Until the stream ends; returns why. Both callbacks run in the reader's task."""
@@ -170,7 +184,9 @@ class PackedStream:
                 for kind, payload in control:
                     if kind == Kind.END:
                         return "the other end closed the stream"
-                    if kind != Kind.PING:
+                    if kind == Kind.PING:
+                        self._peer_pings_s = float(payload[0]) if payload else PING_INTERVAL_S
+                    else:
                         on_control(kind, payload)
 
     async def _write_until_end(self, scope: trio.CancelScope) -> None:
@@ -192,16 +208,20 @@ class PackedStream:
     async def _wait_or_ping(self) -> None:
         self._wake = trio.Event()
         asleep_since = trio.current_time()
-        with trio.move_on_after(PING_INTERVAL_S):
+        with trio.move_on_after(self._ping_s):
             await self._wake.wait()
             return
         now = trio.current_time()
         # After a stall of ours what the peer sent is still unread: first hear it, then judge.
-        was_stalled = now - asleep_since > PING_INTERVAL_S + 0.5
-        if now - self._last_heard_s > SILENCE_S and not was_stalled:
-            self.abandon(f"{self.peer_id} was not heard for {SILENCE_S:g} s")
+        was_stalled = now - asleep_since > self._ping_s + 0.5
+        silence_s = SILENCE_S * self._peer_pings_s / PING_INTERVAL_S
+        if now - self._last_heard_s > silence_s and not was_stalled:
+            self.abandon(f"{self.peer_id} was not heard for {silence_s:g} s")
             return
-        self.push(b"", Kind.PING)
+        self._push_ping()
+
+    def _push_ping(self) -> None:
+        self.push(bytes([int(self._ping_s)]), Kind.PING)
 
 
 async def greet(
