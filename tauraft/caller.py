@@ -24,7 +24,7 @@ from tauraft import engine, errors
 from tauraft.bridge import Completions, Feed, Mailbox, Reply, SignalState, mailbox_here, run_apart
 from tauraft.client import Connector, Dialer
 from tauraft.command_protocol import PROTOCOL_VERSION, Hello
-from tauraft.engine import Engine, boottime_ns
+from tauraft.engine import Engine
 from tauraft.fsm import Command, Query
 from tauraft.handle import Reminder
 from tauraft.payloads import decode_answer, encode_message
@@ -85,14 +85,14 @@ class EngineTenure:
         return self.deadline_ns / 1e9
 
     def remaining(self) -> float:
-        left = (self.deadline_ns - boottime_ns()) / 1e9
+        left = (self.deadline_ns - self._caller.now_ns()) / 1e9
         return min(0.0, left) if self.state.is_set or self._caller.is_forked else left
 
     @property
     def is_lost(self) -> bool:
         if self.state.is_set or self._caller.is_forked:
             return True
-        return not self._has_ended and boottime_ns() >= self.deadline_ns
+        return not self._has_ended and self._caller.now_ns() >= self.deadline_ns
 
     def restart(self, *, ttl: float, started: float) -> None:
         assert self._ttl_ns is not None
@@ -120,7 +120,7 @@ class EngineTenure:
         self._stirred = trio.Event()
         renew_at = self._deadline_ns + margin_ns(self._ttl_ns) - self._ttl_ns * 2 // 3 if self._renewal else NEVER
         while not self._has_ended and not self.state.is_set:
-            now = boottime_ns()
+            now = self._caller.now_ns()
             if now >= self._deadline_ns:
                 self._lose()
                 return
@@ -138,10 +138,10 @@ class EngineTenure:
 
         def done(data: bytes | None, error: BaseException | None) -> None:
             if error is None:
-                if boottime_ns() < self._deadline_ns:  # never renewed past its own deadline (SAFETY 16)
+                if self._caller.now_ns() < self._deadline_ns:  # never renewed past its own deadline (SAFETY 16)
                     self._deadline_ns = max(self._deadline_ns, sent_ns + ttl_ns - margin_ns(ttl_ns))
             elif isinstance(error, errors.Refused):
-                self._deadline_ns = min(self._deadline_ns, boottime_ns())
+                self._deadline_ns = min(self._deadline_ns, self._caller.now_ns())
                 if self._stirred is not None:
                     self._stirred.set()
 
@@ -165,6 +165,7 @@ class _CallerCore:
         self._is_released = False
         self._open_host = open_host
         self._hello = Hello(PROTOCOL_VERSION, label or "", socket.gethostname(), os.getpid())
+        self.own_engine: Engine | None = None  # in place of the process's: whoever gives it stops it
         self._engine: Engine | None = None
         self._session: Session | None = None
         self.connector: Connector | None = None
@@ -237,8 +238,13 @@ class _CallerCore:
         hello = self._hello
         return self.session.replica, hello.host, hello.pid, hello.label or None
 
+    def now_ns(self) -> int:
+        assert self._engine is not None
+        now: int = self._engine.clock.boottime_ns()
+        return now
+
     def now(self) -> float:
-        return boottime_ns() / 1e9
+        return self.now_ns() / 1e9
 
     def tenure(self, *, ttl: float | None, started: float, renewal: Command[Any] | None) -> EngineTenure:
         return EngineTenure(self, None if ttl is None else int(ttl * 1e9), int(started * 1e9), renewal)
@@ -382,11 +388,11 @@ class _CallerCore:
 
     async def _serve(self) -> None:
         assert self._engine is not None and self._closing is not None
-        random = Random(os.urandom(16))
+        random = Random(self._engine.entropy(16))
         async with self._open_host(self._engine) as host:
             self.host = host
             self.connector = Connector(
-                host.dialer, make_session=self._make_session, clock=boottime_ns, random=random, hello=self._hello
+                host.dialer, make_session=self._make_session, clock=self.now_ns, random=random, hello=self._hello
             )
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.connector.run)
@@ -395,10 +401,11 @@ class _CallerCore:
                 nursery.cancel_scope.cancel()
 
     def _make_session(self, earlier: Callable[[], None]) -> Session:
+        assert self._engine is not None
         self._session = Session(
             ttl_ns=int(self.session_ttl * 1e9),
-            clock=boottime_ns,
-            random_bytes=os.urandom,
+            clock=self.now_ns,
+            random_bytes=self._engine.entropy,
             on_open=self._has_opened,
             on_lost=self._session_was_lost,
             earlier=earlier,
@@ -507,7 +514,7 @@ class _CallerCore:
         if self.phase != _NEW:
             raise errors.Shutdown("this object was started already")
         self.phase = _STARTING
-        self._engine = engine.acquire(self)
+        self._engine = engine.acquire(self) if self.own_engine is None else self.own_engine
         self.session_lost = SignalState(self._engine.completions)
         self.holds_ended = SignalState(self._engine.completions)
 
@@ -516,7 +523,8 @@ class _CallerCore:
         engine_ = self._engine
         if engine_ is not None and not engine_.is_poisoned and not self._is_released:
             self._is_released = True
-            engine.release(self, engine_)
+            if engine_ is not self.own_engine:
+                engine.release(self, engine_)
 
     def close_at_exit(self) -> None:
         """Interpreter exit: leave cleanly, so that what is held goes to the next at once."""

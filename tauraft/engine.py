@@ -49,10 +49,35 @@ def boottime_ns() -> int:
 _CLOCK: Final[int] = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
-class Engine:
-    """See the module's theory. Made by ``acquire``; tests make their own."""
+class SystemClock:
+    """The machine's clocks (``node.clock.Clock``)."""
 
-    def __init__(self) -> None:
+    def monotonic_ns(self) -> int:
+        return time.monotonic_ns()
+
+    def boottime_ns(self) -> int:
+        return boottime_ns()
+
+    def wall_ns(self) -> int:
+        return time.time_ns()
+
+
+class Engine:
+    """See the module's theory. Made by ``acquire``; tests make their own.
+
+    ``clock``, the loop's own ``loop_clock`` and ``entropy`` are the machine's unless ``tauraft.testing`` gives others.
+    """
+
+    def __init__(
+        self,
+        clock: Any = None,
+        *,
+        loop_clock: trio.abc.Clock | None = None,
+        entropy: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self.clock: Any = SystemClock() if clock is None else clock
+        self.entropy = entropy
+        self._loop_clock = loop_clock
         self.completions = Completions(self._request_flush)
         self.lag_s = 0.0
         self.nursery: trio.Nursery
@@ -216,7 +241,7 @@ class Engine:
         if before > SWITCH_INTERVAL_S:
             sys.setswitchinterval(SWITCH_INTERVAL_S)
         try:
-            trio.run(self._run)
+            trio.run(self._run, clock=self._loop_clock)
         except BaseException as error:
             self._failure = error
             logger.exception("the engine stopped")

@@ -1,6 +1,6 @@
 """The clocks a node is given, and the two cluster clocks a leader stamps (SAFETY 15 to 20).
 
-``Clock`` is the only way any part of a node learns the time: the real one reads the machine, the
+``Clock`` is the only way any part of a node learns the time: the real one (``engine.SystemClock``) reads the machine, the
 simulator's reads its world, so a run with one seed is one run.
 
 ``ClusterClock`` is pure: it is told when the node leads, what the voters' heartbeat replies say elapsed on their
@@ -15,7 +15,6 @@ clocks, and what stamps were seen; it answers what `now` and `wall` the next ent
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -30,20 +29,6 @@ class Clock(Protocol):
         """Counts while the machine is suspended (macOS: what CLOCK_MONOTONIC gives)."""
 
     def wall_ns(self) -> int: ...
-
-
-class SystemClock:
-    """The machine's clocks."""
-
-    def monotonic_ns(self) -> int:
-        return time.monotonic_ns()
-
-    def boottime_ns(self) -> int:
-        clock_id = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-        return time.clock_gettime_ns(clock_id)
-
-    def wall_ns(self) -> int:
-        return time.time_ns()
 
 
 def median(values: Iterable[int]) -> int:

@@ -30,7 +30,7 @@ from tauraft.discovery.static import StaticDiscoverer
 from tauraft.engine import Engine
 from tauraft.errors import PluginMissing, TauraftError
 from tauraft.formation.driver import formation_namespace
-from tauraft.node.clock import Clock, SystemClock
+from tauraft.node.clock import Clock
 from tauraft.node.namespace import ASKED_OPTIONS, Namespace, only
 from tauraft.node.snapshots import ParquetRows, PlainRows, RowFile
 from tauraft.plugin_manager import Registry, load_plugins
@@ -65,7 +65,7 @@ async def open_host(options: ClusterOptions, engine: Engine) -> AsyncIterator[Na
 @asynccontextmanager
 async def open_node(options: NodeOptions, engine: Engine, *, namespace: str = "") -> AsyncIterator[NodeHost]:
     """A started node or stand-by. ``namespace``: whose default directory it has when none is given."""
-    node = NodeHost(options, load_plugins(options.plugins), SystemClock(), Random(os.urandom(16)), engine)
+    node = NodeHost(options, load_plugins(options.plugins), engine.clock, Random(engine.entropy(16)), engine)
     try:
         node.prepare(namespace)
         async with trio.open_nursery() as nursery:

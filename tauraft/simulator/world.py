@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from random import Random
 from typing import Any
 
@@ -136,7 +137,7 @@ class SimulatedNode:
                         SnapshotStore("/node/snapshots", files=self.disk), PlainRows(), self.clock, run_inline
                     )
                     parts = Parts(
-                        NAMESPACE,
+                        world.namespace,
                         self.clock,
                         Random(world.random.getrandbits(64)),
                         world.registry(self.plugins),
@@ -146,12 +147,12 @@ class SimulatedNode:
                         snapshot_entries=world.snapshot_entries,
                     )
                     replica = open_replica(
-                        record, store, mover, lambda sink: transport.open_channel(NAMESPACE, sink), parts
+                        record, store, mover, lambda sink: transport.open_channel(world.namespace, sink), parts
                     )
                     for number in range(len(world.nodes)):
                         transport.learn(f"node-{number}", [f"/memory/node-{number}"])
                     service = CommandService(replica, self.clock.monotonic_ns)
-                    transport.serve(NAMESPACE, service.serve_stream)
+                    transport.serve(world.namespace, service.serve_stream)
                     self.replica, self.service = replica, service
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(replica.run)
@@ -159,7 +160,7 @@ class SimulatedNode:
                             serving.start_soon(service.run)
                             await replica.stopped.wait()
                             # As the host does: clients go to those that have the plugin.
-                            transport.stop_serving(NAMESPACE)
+                            transport.stop_serving(world.namespace)
                             serving.cancel_scope.cancel()
         except BaseException as error:
             if not isinstance(error, trio.Cancelled):
@@ -176,8 +177,9 @@ class SimulatedNode:
 class World:
     """What a story is given."""
 
-    def __init__(self, seed: int, replicas: int, nursery: trio.Nursery) -> None:
+    def __init__(self, seed: int, replicas: int, nursery: trio.Nursery, namespace: str = NAMESPACE) -> None:
         self.seed = seed
+        self.namespace = namespace
         self.random = Random(seed)
         self.nursery = nursery
         self.network = MemoryNetwork(Random(self.random.getrandbits(64)), delay_s=(0.0002, 0.002))
@@ -308,7 +310,7 @@ class SimulatedClient:
         for node in nodes:
             try:
                 stream: MessageStream = await self.transport.connect(
-                    NAMESPACE, peer_id=node.peer_id, addresses=[f"/memory/{node.peer_id}"]
+                    self._world.namespace, peer_id=node.peer_id, addresses=[f"/memory/{node.peer_id}"]
                 )
             except PeerUnreachable as error:
                 failure = error
@@ -427,11 +429,23 @@ class _StepCounter(trio.abc.Instrument):
 Story = Callable[[World], Awaitable[None]]
 
 
-def run_world(seed: int, story: Story, *, replicas: int = 3, time_limit_s: float = 3_600) -> None:
-    """Play ``story`` in the world of ``seed``. Raises ``SeedFailed``."""
+@contextmanager
+def deterministic_scheduling(seed: int) -> Iterator[None]:
+    """trio offers this to its own tests only; without it two runs of one seed differ. Of the whole process."""
     from trio._core import _run
 
     scheduler: Any = _run
+    before = scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r
+    scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True
+    scheduler._r = Random(seed)
+    try:
+        yield
+    finally:
+        scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r = before
+
+
+def run_world(seed: int, story: Story, *, replicas: int = 3, time_limit_s: float = 3_600) -> None:
+    """Play ``story`` in the world of ``seed``. Raises ``SeedFailed``."""
 
     async def main() -> None:
         with trio.fail_after(time_limit_s):
@@ -442,16 +456,11 @@ def run_world(seed: int, story: Story, *, replicas: int = 3, time_limit_s: float
                 nursery.cancel_scope.cancel()
             watch.check()
 
-    # trio offers this to its own tests only; without it two runs of one seed differ.
-    before = scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r
-    scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True
-    scheduler._r = Random(seed)
     try:
-        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+        with deterministic_scheduling(seed):
+            trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
     except Exception as error:
         raise SeedFailed(f"seed {seed}: {_innermost(error)!r}") from error
-    finally:
-        scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r = before
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tauraft.testing.fsm_check import FSMViolation as FSMViolation, check_fsm as check_fsm
     from tauraft.testing.log_store_suite import check_log_store as check_log_store
+    from tauraft.testing.memory_cluster import MemoryCluster as MemoryCluster
+    from tauraft.testing.simulated_cluster import SimulatedCluster as SimulatedCluster
     from tauraft.testing.transport_suite import check_transport as check_transport
 
 _HOMES = {
     "FSMViolation": "fsm_check",
+    "MemoryCluster": "memory_cluster",
+    "SimulatedCluster": "simulated_cluster",
     "check_fsm": "fsm_check",
     "check_log_store": "log_store_suite",
     "check_transport": "transport_suite",
@@ -24,6 +28,8 @@ _HOMES = {
 
 __all__ = [
     "FSMViolation",
+    "MemoryCluster",
+    "SimulatedCluster",
     "check_fsm",
     "check_log_store",
     "check_transport",

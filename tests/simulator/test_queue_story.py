@@ -49,7 +49,7 @@ async def story(world: World) -> None:
         while True:
             await trio.sleep(world.random.uniform(3, 8))
             node = world.leader or world.nodes[0]
-            await node.crash()
+            await node.cut_power()
             await trio.sleep(world.random.uniform(0.5, 2))
             node.start()
 
