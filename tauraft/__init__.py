@@ -59,11 +59,12 @@ _ROOMS: Final = {
         "WrongKey",
     ),
     "tauraft.fsm": ("Command", "Query"),
-    "tauraft.handle": ("AsyncSignal", "AsyncSubmitter", "Signal", "Submitter"),
+    "tauraft.handle": ("AsyncSignal", "AsyncSubmitter", "AsyncWatch", "Signal", "Submitter", "Watch"),
     "tauraft.hookspecs": ("hookimpl",),
     "tauraft.primitives": ("AsyncPast", "AsyncPrimitives", "AsyncSession"),
     "tauraft.types": (
         "Bytes",
+        "Compare",
         "Consistency",
         "Enqueued",
         "Entry",
@@ -79,11 +80,15 @@ _ROOMS: Final = {
         "Rows",
         "SemaphoreInfo",
         "Status",
+        "TransactionResult",
     ),
     "tauraft_primitives.counters._blocking": ("Counter", "Ids"),
     "tauraft_primitives.counters.handle": ("AsyncCounter", "AsyncIds"),
     "tauraft_primitives.kv._blocking": ("KV",),
     "tauraft_primitives.kv.handle": ("AsyncKV", "Batch"),
+    "tauraft_primitives.kv.transaction": ("Transaction",),
+    "tauraft_primitives.leases._blocking": ("Lease",),
+    "tauraft_primitives.leases.handle": ("AsyncLease",),
     "tauraft_primitives.queues._blocking": ("Claim", "Queue"),
     "tauraft_primitives.queues.handle": ("AsyncClaim", "AsyncClaiming", "AsyncQueue"),
     "tauraft_primitives.holds._blocking": ("Hold",),
@@ -168,8 +173,10 @@ if TYPE_CHECKING:
     from tauraft.handle import (
         AsyncSignal as AsyncSignal,
         AsyncSubmitter as AsyncSubmitter,
+        AsyncWatch as AsyncWatch,
         Signal as Signal,
         Submitter as Submitter,
+        Watch as Watch,
     )
     from tauraft.hookspecs import hookimpl as hookimpl
     from tauraft.primitives import (
@@ -179,6 +186,7 @@ if TYPE_CHECKING:
     )
     from tauraft.types import (
         Bytes as Bytes,
+        Compare as Compare,
         Consistency as Consistency,
         Enqueued as Enqueued,
         Entry as Entry,
@@ -194,6 +202,7 @@ if TYPE_CHECKING:
         Rows as Rows,
         SemaphoreInfo as SemaphoreInfo,
         Status as Status,
+        TransactionResult as TransactionResult,
     )
     from tauraft_primitives.counters._blocking import Counter as Counter, Ids as Ids
     from tauraft_primitives.counters.handle import AsyncCounter as AsyncCounter, AsyncIds as AsyncIds
@@ -201,6 +210,9 @@ if TYPE_CHECKING:
     from tauraft_primitives.holds.handle import AsyncHold as AsyncHold
     from tauraft_primitives.kv._blocking import KV as KV
     from tauraft_primitives.kv.handle import AsyncKV as AsyncKV, Batch as Batch
+    from tauraft_primitives.kv.transaction import Transaction as Transaction
+    from tauraft_primitives.leases._blocking import Lease as Lease
+    from tauraft_primitives.leases.handle import AsyncLease as AsyncLease
     from tauraft_primitives.locks._blocking import Lock as Lock, LockAll as LockAll
     from tauraft_primitives.locks.handle import AsyncLock as AsyncLock, AsyncLockAll as AsyncLockAll
     from tauraft_primitives.queues._blocking import Claim as Claim, Queue as Queue

@@ -26,6 +26,7 @@ from tauraft.watch import Frame, State, watch_request
 from tauraft_primitives.counters.handle import AsyncCounter, AsyncIds
 from tauraft_primitives.fencing.handle import AsyncFenced
 from tauraft_primitives.kv.handle import AsyncKV
+from tauraft_primitives.leases.handle import AsyncLease
 from tauraft_primitives.locks.handle import AsyncLock, AsyncLockAll
 from tauraft_primitives.queues.handle import AsyncQueue
 from tauraft_primitives.rwlocks.handle import AsyncRwLock
@@ -225,6 +226,10 @@ class AsyncPrimitives:
     def fenced(self, token: int) -> AsyncKV:
         """KV whose writes are refused (``NotHolder``) unless the hold of ``token`` still holds, each in one command."""
         return AsyncKV(AsyncFenced(self, token))
+
+    async def lease(self, ttl: float, *, adopt: int | None = None) -> AsyncLease:
+        """A lease of this session, renewed by itself. ``adopt``: the id of one that was transferred to this session."""
+        return await AsyncLease.grant(self, ttl, adopt)
 
     # ---- the cluster ----
 

@@ -36,6 +36,7 @@ TWINS: Final = (
     ("tauraft.cluster", "tauraft._blocking.cluster"),
     ("tauraft_primitives.fencing.handle", "tauraft_primitives.fencing._blocking"),
     ("tauraft_primitives.holds.handle", "tauraft_primitives.holds._blocking"),
+    ("tauraft_primitives.leases.handle", "tauraft_primitives.leases._blocking"),
     ("tauraft_primitives.kv.handle", "tauraft_primitives.kv._blocking"),
     ("tauraft_primitives.locks.handle", "tauraft_primitives.locks._blocking"),
     ("tauraft_primitives.queues.handle", "tauraft_primitives.queues._blocking"),

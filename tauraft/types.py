@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, overload
 
+from tauraft.errors import InvalidArgument
+
 R = TypeVar("R")
 
 Consistency: TypeAlias = Literal["linearizable", "lease", "stale"]
@@ -71,6 +73,38 @@ class Entry:
 class PutResult:
     revision: Revision
     previous: Entry | None
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """A condition of ``kv.transaction``: ``Compare("k", "value", "==", b"x")``, ``Compare("k", "exists", "==", True)``.
+
+    Of a key that is not there the numbers are 0, and its value is unlike any other.
+    """
+
+    key: str
+    field: Literal["value", "revision", "version", "created_revision", "exists"]
+    op: Literal["==", "!=", "<", "<=", ">", ">="]
+    operand: bytes | int | bool
+
+    def __post_init__(self) -> None:
+        wanted = {"value": bytes, "exists": bool}.get(self.field, int)
+        if type(self.operand) is not wanted:
+            raise TypeError(f"{self.field} is compared with {wanted.__name__}, not {type(self.operand).__name__}")
+        if self.field not in ("value", "revision", "version", "created_revision", "exists"):
+            raise InvalidArgument(f"field is {self.field!r}; it is value, revision, version, created_revision or exists",
+                                  option="field")  # fmt: skip
+        if self.op not in (("==", "!=") if self.field == "exists" else ("==", "!=", "<", "<=", ">", ">=")):
+            raise InvalidArgument(f"{self.field} is not compared by {self.op!r}", option="op")
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionResult:
+    """``results``: the answers of what was run, in order. ``revision``: of the last of it; of the transaction where nothing ran."""
+
+    succeeded: bool
+    revision: Revision
+    results: tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from tauraft.watch import Frame, State, watch_request
 from tauraft_primitives.counters._blocking import Counter, Ids
 from tauraft_primitives.fencing._blocking import Fenced
 from tauraft_primitives.kv._blocking import KV
+from tauraft_primitives.leases._blocking import Lease
 from tauraft_primitives.locks._blocking import Lock, LockAll
 from tauraft_primitives.queues._blocking import Queue
 from tauraft_primitives.rwlocks._blocking import RwLock
@@ -226,6 +227,10 @@ class Primitives:
     def fenced(self, token: int) -> KV:
         """KV whose writes are refused (``NotHolder``) unless the hold of ``token`` still holds, each in one command."""
         return KV(Fenced(self, token))
+
+    def lease(self, ttl: float, *, adopt: int | None = None) -> Lease:
+        """A lease of this session, renewed by itself. ``adopt``: the id of one that was transferred to this session."""
+        return Lease.grant(self, ttl, adopt)
 
     # ---- the cluster ----
 

@@ -17,10 +17,13 @@ both counted all the same, since at the latest then both live here alone.
 from __future__ import annotations
 
 import dataclasses
+import types
+import typing
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from heapq import merge
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sortedcontainers import SortedDict
 
@@ -36,8 +39,7 @@ KEPT_PASTS: Final = 4
 Weigh = Callable[[Any], int]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class RevisionChanges:
+class RevisionChanges(NamedTuple):  # one a command: a frozen dataclass takes three times as long to make
     """What one executed command changed; rows of one revision are one frame of events.
 
     ``session``: whose command it was; None: a timer's, or it was done at a session's end. ``first``: the first revision in it.
@@ -63,7 +65,7 @@ class ChangeLog:
         self._tables = tables
         self._max_bytes = max_bytes
         self._frames: list[RevisionChanges] = []
-        self._weights: list[int] = []
+        self._entries: deque[tuple[int, int]] = deque()  # what was recorded together: how many frames, their weight
         self._gone = 0  # of the list's front: evicted, and not yet cut off
         self._cut = 0  # frames cut off before the list began: ``number`` of a frame = its place in the list + this
         self._bytes = 0
@@ -73,11 +75,10 @@ class ChangeLog:
     # ---- writing ----
 
     def record(self, frames: Sequence[RevisionChanges]) -> None:
-        """In the order of their revisions."""
+        """Those of one entry, in the order of their revisions."""
         weighers = self._weighers
+        weight, is_foreign = FRAME_BYTES * len(frames), False
         for frame in frames:
-            weight = FRAME_BYTES
-            is_foreign = False
             for name, key, old, new in frame.changes:
                 try:
                     weigher = weighers[name]
@@ -86,27 +87,32 @@ class ChangeLog:
                 if weigher is None:
                     is_foreign = True
                     continue
-                weight += weigher[0](key)
+                weigh_key, weigh_row = weigher
+                weight += weigh_key(key)
                 if old is not ABSENT:
-                    weight += weigher[1](old)
+                    weight += weigh_row(old)
                 if new is not ABSENT:
-                    weight += weigher[1](new)
-            if is_foreign:
-                kept = [change for change in frame.changes if weighers[change[0]] is not None]
-                if not kept:
-                    continue
-                frame = dataclasses.replace(frame, changes=kept)
-            self._frames.append(frame)
-            self._weights.append(weight)
-            self._bytes += weight
-            self.total_bytes += weight
+                    weight += weigh_row(new)
+        if is_foreign:
+            kept = (
+                frame._replace(changes=[change for change in frame.changes if weighers[change[0]] is not None])
+                for frame in frames
+            )
+            frames = [frame for frame in kept if frame.changes]
+            if not frames:
+                return
+        self._frames += frames
+        self._entries.append((len(frames), weight))
+        self._bytes += weight
+        self.total_bytes += weight
         if self._bytes > self._max_bytes:
             self._evict()
 
     def restart(self, revision: int, now_ns: int) -> None:
         """The state was replaced: nothing that was recorded leads to it."""
         self._cut += len(self._frames)
-        self._frames, self._weights, self._gone, self._bytes = [], [], 0, 0
+        self._frames, self._gone, self._bytes = [], 0, 0
+        self._entries.clear()
         self._pasts.clear()
         self._weighers.clear()
         self.base = self.revision = revision
@@ -114,15 +120,16 @@ class ChangeLog:
         self.restarts += 1
 
     def _evict(self) -> None:
-        while self._bytes > self._max_bytes and self._gone < len(self._frames):
-            self.base = self._frames[self._gone].revision
-            self._bytes -= self._weights[self._gone]
-            # The frame itself must go now; its place is cut off with many others at once.
-            self._frames[self._gone] = _EVICTED
-            self._gone += 1
+        while self._bytes > self._max_bytes:
+            count, weight = self._entries.popleft()
+            end = self._gone + count
+            self.base = self._frames[end - 1].revision
+            self._bytes -= weight
+            # The frames themselves must go now; their places are cut off with many others at once.
+            self._frames[self._gone : end] = [_EVICTED] * count
+            self._gone = end
         if self._gone > 1024 and self._gone * 2 > len(self._frames):
             del self._frames[: self._gone]
-            del self._weights[: self._gone]
             self._cut += self._gone
             self._gone = 0
         self._pasts = {place: past for place, past in self._pasts.items() if place[1] >= self.base}
@@ -239,6 +246,8 @@ def _weigher(hint: Any) -> Weigh | None:
         return len
     if hint in (int, float, bool, None, type(None)):
         return None
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return _weigh_any if any(_weigher(member) for member in typing.get_args(hint)) else None
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         parts = [(field.name, _weigher(codec.hint)) for field, codec in field_codecs(hint)]
         heavy = [(name, weigh) for name, weigh in parts if weigh is not None]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from tauraft.command_protocol import AnswerKind as AnswerKind
 from tauraft.errors import Suspended
@@ -18,8 +18,7 @@ from tauraft.fsm import Message, Query
 from tauraft.node.change_log import ChangeLog
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """The answer of one command of a session, as stored in it. ``data``: encoded answer, or encoded error."""
 
     session: int

@@ -71,6 +71,49 @@ def test_a_value_goes_in_and_comes_out(shell: Shell) -> None:
     assert shell.run("kv", "get", "colour").stdout == "grün\n"
 
 
+def test_puts_with_conditions_reads_of_the_past_and_deletes_of_many(shell: Shell) -> None:
+    first = shell.json("kv", "put", "many/a", "1", "--if-absent")["revision"]
+    assert shell.run("kv", "put", "many/a", "2", "--if-absent").returncode == 1
+    second = shell.json("kv", "put", "many/a", "2", "--if-revision", str(first), "--ttl", "60")["revision"]
+    assert second != first
+    assert shell.json("kv", "get", "many/a", "--at-revision", str(first))["value"] == "1"
+    assert shell.json("kv", "get", "many/a", "--consistency", "stale")["value"] == "2"
+    shell.json("kv", "put", "many/b", "x")
+    page = shell.json("kv", "keys", "many/", "--limit", "1")
+    assert page["keys"] == ["many/a"]
+    assert shell.json("kv", "keys", "many/", "--cursor", str(page["cursor"]))["keys"] == ["many/b"]
+    assert shell.json("kv", "delete", "--range", "many/a", "many/b") == {"deleted": 1}
+    assert shell.json("kv", "delete", "--prefix", "many/") == {"deleted": 1}
+    assert shell.run("kv", "delete").returncode == 2
+
+
+def test_a_watch_prints_a_line_an_event_and_goes_on_from_a_revision(shell: Shell) -> None:
+    first = shell.json("kv", "put", "watched/a", "1")["revision"]
+    second = shell.json("kv", "put", "watched/b", "2")["revision"]
+    watch = subprocess.Popen(
+        shell.command("kv", "watch", "watched/", "--since", str(first)),
+        stdout=subprocess.PIPE,
+        text=True,
+        env=shell.environment,
+    )
+    assert watch.stdout is not None
+    try:
+        lines = [json.loads(watch.stdout.readline()) for _ in range(2)]
+        assert lines[0] == {"event": "watching", "prefix": "watched/", "key": None}
+        assert lines[1] == {
+            "event": "put", "key": "watched/b", "revision": second, "value": "2", "value_base64": "Mg==", "version": 1,
+        }  # fmt: skip
+        shell.json("kv", "delete", "watched/b")
+        deleted = json.loads(watch.stdout.readline())
+        assert (deleted["event"], deleted["key"], deleted["previous_revision"]) == ("delete", "watched/b", second)
+        watch.send_signal(signal.SIGINT)
+        assert watch.wait(20) == 0
+    finally:
+        watch.kill()
+        watch.wait()
+        watch.stdout.close()
+
+
 def test_keys_are_listed_by_prefix_and_deleted(shell: Shell) -> None:
     for key in ("list/b", "list/a", "other"):
         shell.json("kv", "put", key, "x")

@@ -10,6 +10,7 @@ from typing import Protocol, cast
 
 from tauraft.errors import NotHolder, Refused
 from tauraft.fsm import FSM, Context, applies
+from tauraft_plugins.kv.fsm import KeyValue
 from tauraft_plugins.locks.fsm import Locks
 from tauraft_plugins.locks.rwlocks import RwLocks
 from tauraft_plugins.locks.semaphores import Semaphores
@@ -21,6 +22,7 @@ HOLDERS: tuple[type[FSM], ...] = (
     Semaphores,
     RwLocks,
     Queues,
+    KeyValue,
 )
 
 

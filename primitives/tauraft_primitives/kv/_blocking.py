@@ -2,20 +2,33 @@
 """The key-value store as a caller holds it: ``KV``, one command or query a call.
 
 Keys are str, values bytes; a str value is stored as UTF-8.  Whatever a call is given is checked here, before anything is
-sent.  A page of ``keys`` or ``items`` is of one revision, and so are the pages that its cursor leads to.
+sent.  A page of ``keys`` or ``items`` is of one revision, and so are the pages that its cursor leads to; without a
+``limit`` all of them are fetched.  ``watch`` makes events of the changed rows (``tauraft.events``).
 
 The blocking twin, ``_blocking.py``, is generated from this file.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Literal, overload
+from typing import Any, Literal, TypeVar, overload
 
-from tauraft import errors
-from tauraft.handle import Submitter, as_bytes, check_timeout
-from tauraft.types import Bytes, Consistency, Entry, Page, PutResult, Revision
+from tauraft import errors, events
+from tauraft.fsm import Command, Query
+from tauraft.handle import (
+    Submitter,
+    Watch,
+    Frame,
+    State,
+    as_bytes,
+    check_timeout,
+)
+from tauraft.types import Bytes, Compare, Consistency, Entry, Page, PutResult, Revision, TransactionResult
 from tauraft_primitives.kv.messages import (
+    KEYS,
+    MAX_BATCH_BYTES,
+    MAX_BATCH_WRITES,
     CompareAndSet,
     Count,
     Delete,
@@ -25,11 +38,15 @@ from tauraft_primitives.kv.messages import (
     Keys,
     Put,
     PutIf,
+    Row,
     Write,
     WriteBatch,
     check_key,
 )
+from tauraft_primitives.kv.transaction import Transaction
+from tauraft_primitives.leases._blocking import Lease
 
+R = TypeVar("R")
 LAST_CODE_POINT = 0x10FFFF
 
 
@@ -46,6 +63,7 @@ class KV:
         value: Bytes,
         *,
         ttl: float | None = None,
+        attach: Lease | Literal["session"] | None = None,
         if_revision: Revision | None = None,
         if_absent: bool = False,
         return_previous: Literal[False] = False,
@@ -58,6 +76,7 @@ class KV:
         value: Bytes,
         *,
         ttl: float | None = None,
+        attach: Lease | Literal["session"] | None = None,
         if_revision: Revision | None = None,
         if_absent: bool = False,
         return_previous: Literal[True],
@@ -70,6 +89,7 @@ class KV:
         value: Bytes,
         *,
         ttl: float | None = None,
+        attach: Lease | Literal["session"] | None = None,
         if_revision: Revision | None = None,
         if_absent: bool = False,
         return_previous: bool = False,
@@ -78,20 +98,34 @@ class KV:
         """Store ``value`` and return the revision of this write.
 
         ``if_revision`` (0: absent) and ``if_absent`` raise ``CompareFailed`` when what is there differs; ``ttl`` in seconds.
+        ``attach``: the key goes when that lease, or this session, ends; ``NotHolder`` or ``LockLost`` when it has already.
+        Written again without, it is attached to nothing.
         """
         patience = check_timeout(timeout)
         data = as_bytes(value)
-        if if_revision is None and not if_absent and not return_previous:
+        if if_revision is None and attach is None and not if_absent and not return_previous:
             return self._cluster.submit(Put(key, data, ttl), timeout=patience)
-        _check_revision(if_revision)
-        result = self._cluster.submit(PutIf(key, data, ttl, if_revision, bool(if_absent)), timeout=patience)
+        _check_revision(if_revision, "if_revision")
+        command = PutIf(key, data, ttl, if_revision, bool(if_absent), _attached_to(attach))
+        try:
+            result = self._cluster.submit(command, timeout=patience)
+        except errors.CompareFailed as error:
+            if isinstance(error.entry, dict):  # as errors cross the wire: plain
+                error.entry = Entry(**error.entry)
+            raise
         return result if return_previous else result.revision
 
     def get(
-        self, key: str, *, consistency: Consistency = "linearizable", timeout: float | None = None
+        self,
+        key: str,
+        *,
+        consistency: Consistency = "linearizable",
+        at_revision: Revision | None = None,
+        timeout: float | None = None,
     ) -> Entry | None:
-        """The entry, or None when there is none."""
-        return self._cluster.query(Get(key), consistency=consistency, timeout=check_timeout(timeout))
+        """The entry, or None when there is none. ``at_revision``: as it was then; ``Compacted`` when that is not remembered."""
+        _check_revision(at_revision, "at_revision")
+        return self._cluster.query(Get(key, at_revision), consistency=consistency, timeout=check_timeout(timeout))
 
     def delete(
         self,
@@ -116,16 +150,28 @@ class KV:
     def keys(
         self, prefix: str = "", *, limit: int | None = None, cursor: str | None = None, timeout: float | None = None
     ) -> Page[str]:
-        """Sorted. ``cursor``: of the page before."""
-        query = Keys(_check_prefix(prefix), _check_limit(limit), _check_cursor(cursor))
-        return self._cluster.query(query, timeout=check_timeout(timeout))
+        """Sorted, all at one revision. ``limit``: at most so many; ``cursor``: of the page before. ``Compacted``: start again."""
+        patience, prefix = check_timeout(timeout), _check_prefix(prefix)
+        left, page = _check_limit(limit), Page[str]((), 0, _check_cursor(cursor))
+        while True:
+            part = self._cluster.query(Keys(prefix, left, page.cursor), timeout=patience)
+            page = Page(page.items + part.items, part.revision, part.cursor)
+            left = None if left is None else left - len(part.items)
+            if page.cursor is None or left == 0:
+                return page
 
     def items(
         self, prefix: str = "", *, limit: int | None = None, cursor: str | None = None, timeout: float | None = None
     ) -> Page[Entry]:
-        """Sorted by key. ``cursor``: of the page before."""
-        query = Items(_check_prefix(prefix), _check_limit(limit), _check_cursor(cursor))
-        return self._cluster.query(query, timeout=check_timeout(timeout))
+        """As ``keys``, with their entries."""
+        patience, prefix = check_timeout(timeout), _check_prefix(prefix)
+        left, page = _check_limit(limit), Page[Entry]((), 0, _check_cursor(cursor))
+        while True:
+            part = self._cluster.query(Items(prefix, left, page.cursor), timeout=patience)
+            page = Page(page.items + part.items, part.revision, part.cursor)
+            left = None if left is None else left - len(part.items)
+            if page.cursor is None or left == 0:
+                return page
 
     def count(self, prefix: str = "", *, timeout: float | None = None) -> int:
         return self._cluster.query(Count(_check_prefix(prefix)), timeout=check_timeout(timeout))
@@ -136,6 +182,41 @@ class KV:
         """Store ``new`` if the value is ``expected`` (None: absent). Returns the revision, or None when it differs."""
         was = None if expected is None else as_bytes(expected, "expected")
         return self._cluster.submit(CompareAndSet(key, was, as_bytes(new, "new")), timeout=check_timeout(timeout))
+
+    def transaction(
+        self,
+        when: Sequence[Compare] = (),
+        then: Sequence[Command[Any] | Query[Any] | Transaction] = (),
+        otherwise: Sequence[Command[Any] | Query[Any] | Transaction] = (),
+        *,
+        timeout: float | None = None,
+    ) -> TransactionResult:
+        """Where all of ``when`` holds run ``then``, else ``otherwise``: all of it or nothing, in one command.
+
+        Commands and queries of any plugin (``tauraft.commands``), also another ``Transaction``. One that is refused undoes
+        and refuses all; one that may wait is ``InvalidCommand``.
+        """
+        patience = check_timeout(timeout)
+        whole = Transaction(when, then, otherwise)
+        return whole.result_of(self._cluster.submit(whole.command, timeout=patience))
+
+    def watch(
+        self, key: str | None = None, *, prefix: str | None = None, since_revision: Revision | None = None
+    ) -> Watch[events.Event]:
+        """``with kv.watch(prefix="a/") as watch: for event in watch``; of all keys where neither is given.
+
+        From entering it on, or after ``since_revision``. Nothing is skipped or told twice, whatever reconnects; where
+        events are gone already, or the watcher is slower than the cluster remembers, one ``Resync``.
+        """
+        if key is not None and prefix is not None:
+            raise errors.InvalidArgument("give a key or a prefix; nothing was sent", option="key")
+        if key is not None:
+            check_key(key)
+            return self._cluster.watch(KEYS, key=key, since_revision=since_revision).map(_events_of)
+        start = _check_prefix("" if prefix is None else prefix)
+        return self._cluster.watch(
+            KEYS, low=start or None, high=after_prefix(start), since_revision=since_revision
+        ).map(_events_of)
 
     def batch(self, *, timeout: float | None = None) -> Batching:
         """``with kv.batch() as b:`` one command at its end, at one revision; none when the body raises."""
@@ -149,6 +230,7 @@ class Batch:
 
     def __init__(self) -> None:
         self._writes: list[Write] = []
+        self._bytes = 0
         self._is_over = False
 
     def put(self, key: str, value: Bytes, *, ttl: float | None = None) -> None:
@@ -161,6 +243,13 @@ class Batch:
         check_key(write.key)
         if self._is_over:
             raise errors.InvalidArgument("this batch has ended; nothing was added", option="batch")
+        size = self._bytes + len(write.value or b"")
+        if len(self._writes) == MAX_BATCH_WRITES or size > MAX_BATCH_BYTES:
+            raise errors.TooLarge(
+                f"a batch takes {MAX_BATCH_WRITES} writes and {MAX_BATCH_BYTES} bytes; this write was not added",
+                option="batch",
+            )
+        self._bytes = size
         self._writes.append(write)
 
 
@@ -199,6 +288,32 @@ def after_prefix(prefix: str) -> str | None:
     return None
 
 
+def _events_of(found: Frame[str, Row] | State[str, Row]) -> Iterator[events.Event]:
+    now_ns, revision = found.now_ns, found.revision
+    if isinstance(found, State):
+        yield events.Resync(revision, tuple(row.entry(key, now_ns) for key, row in found.rows))
+        return
+    for change in found.changes:
+        key = change.key
+        previous = None if change.old is None else change.old.entry(key, now_ns)
+        if change.new is not None:
+            yield events.Put(key, revision, change.new.entry(key, now_ns), previous)
+        elif previous is not None:
+            # Whom nobody's command deleted was deleted by a timer or with its session.
+            yield (events.Expire if found.session is None else events.Delete)(key, revision, previous)
+
+
+def _attached_to(attach: object) -> int | None:
+    if attach is None:
+        return None
+    if attach == "session":
+        return 0
+    if not isinstance(attach, Lease):
+        raise TypeError(f'attach must be a lease or "session", not {type(attach).__name__}')
+    attach.check()
+    return attach.id
+
+
 def _check_prefix(prefix: object) -> str:
     if not isinstance(prefix, str):
         raise TypeError(f"prefix must be str, not {type(prefix).__name__}")
@@ -229,12 +344,10 @@ def _check_cursor(cursor: object) -> str | None:
     return cursor
 
 
-def _check_revision(revision: object) -> None:
+def _check_revision(revision: object, option: str) -> None:
     if revision is None:
         return
     if isinstance(revision, bool) or not isinstance(revision, int):
-        raise TypeError(f"if_revision must be int, not {type(revision).__name__}")
+        raise TypeError(f"{option} must be int, not {type(revision).__name__}")
     if revision < 0:
-        raise errors.InvalidArgument(
-            f"if_revision is {revision}; it must be at least 0; nothing was sent", option="if_revision"
-        )
+        raise errors.InvalidArgument(f"{option} is {revision}; it must be at least 0; nothing was sent", option=option)

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from typing import Final
 
 from tauraft.errors import InvalidArgument, TooLarge
-from tauraft.fsm import Command, Query
-from tauraft.types import Entry, Page, PutResult
+from tauraft.fsm import Command, Query, TableName
+from tauraft.types import Compare, Entry, Page, PutResult
 
 KV: Final = "tauraft.kv"
 MAX_KEY_BYTES: Final = 512
 MAX_VALUE_BYTES: Final = 1 << 20
 MAX_BATCH_WRITES: Final = 1_000
 MAX_BATCH_BYTES: Final = 4 << 20
+MAX_PARTS: Final = 1_000
+MIN_LEASE_TTL_S: Final = 0.5
 NANOSECONDS: Final = 1_000_000_000
 
 
@@ -41,6 +43,25 @@ def check_value(value: bytes) -> None:
         raise TooLarge(
             f"a value of {len(value)} bytes: the limit is {MAX_VALUE_BYTES}; nothing was sent", option="value"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What is kept of a key. ``lease``: the lease or session it goes with."""
+
+    value: bytes
+    revision: int
+    created_revision: int
+    version: int
+    expires_ns: int | None = None
+    lease: int | None = None
+
+    def entry(self, key: str, now_ns: int) -> Entry:
+        expires_in = None if self.expires_ns is None else max(0, self.expires_ns - now_ns) / NANOSECONDS
+        return Entry(key, self.value, self.revision, self.created_revision, self.version, self.lease, expires_in)
+
+
+KEYS: Final = TableName(KV, "kv", str, Row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +90,18 @@ def check_ttl(ttl: float | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class PutIf(Command[PutResult], fsm=KV):
-    """A put with a condition, or one that wants to know what was there before. Refuses with ``CompareFailed``."""
+    """A put with a condition, one that wants to know what was there before, or one that binds the key to a lease.
+
+    ``attach``: a lease, or 0 for the session that sends it. Refuses with ``CompareFailed``, and ``NotHolder`` where the
+    lease has ended.
+    """
 
     key: str
     value: bytes
     ttl: float | None = None
     if_revision: int | None = None
     if_absent: bool = False
+    attach: int | None = None
 
     def __post_init__(self) -> None:
         check_key(self.key)
@@ -150,6 +176,33 @@ class WriteBatch(Command[int], fsm=KV):
 
 
 @dataclass(frozen=True, slots=True)
+class Transacted:
+    """``results``: the encoded answers of the parts that ran."""
+
+    succeeded: bool
+    revision: int
+    results: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Transact(Command[Transacted], fsm=KV):
+    """Runs ``then`` where all of ``when`` holds, else ``otherwise``: encoded commands and queries of any plugin."""
+
+    when: tuple[Compare, ...]
+    then: tuple[bytes, ...]
+    otherwise: tuple[bytes, ...]
+
+    def __post_init__(self) -> None:
+        for compare in self.when:
+            check_key(compare.key)
+        for option, given in (("when", self.when), ("then", self.then), ("otherwise", self.otherwise)):
+            if len(given) > MAX_PARTS:
+                raise TooLarge(
+                    f"{option} has {len(given)} parts: the limit is {MAX_PARTS}; nothing was sent", option=option
+                )
+
+
+@dataclass(frozen=True, slots=True)
 class Expire(Command[None], fsm=KV):
     """Sent by a timer: the key's time is up, if it still has the revision it had then."""
 
@@ -158,8 +211,84 @@ class Expire(Command[None], fsm=KV):
 
 
 @dataclass(frozen=True, slots=True)
+class LeaseGrant:
+    """``token`` fences; ``id`` is what keys are attached to, and stays when the lease goes to another session."""
+
+    id: int
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class GrantLease(Command[LeaseGrant], fsm=KV):
+    """A lease of the session that sends it."""
+
+    ttl: float
+
+    def __post_init__(self) -> None:
+        check_lease_ttl(self.ttl)
+
+
+def check_lease_ttl(ttl: float) -> float:
+    """Raises ``TypeError``, ``InvalidArgument``."""
+    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)):
+        raise TypeError(f"ttl is seconds, not {type(ttl).__name__}")
+    if not MIN_LEASE_TTL_S <= ttl <= 1e9:
+        raise InvalidArgument(
+            f"ttl={ttl}: at least {MIN_LEASE_TTL_S} and at most 1e9 seconds; nothing was sent", option="ttl"
+        )
+    return float(ttl)
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptLease(Command[LeaseGrant], fsm=KV):
+    """Takes up a lease that was transferred to the session that sends it, for ``ttl`` from now. Refuses with ``NotHolder``."""
+
+    id: int
+    ttl: float
+
+    def __post_init__(self) -> None:
+        check_lease_ttl(self.ttl)
+
+
+@dataclass(frozen=True, slots=True)
+class RenewLease(Command[None], fsm=KV):
+    """Gives it its whole ttl again. Refuses with ``NotHolder`` when it has ended or is another's."""
+
+    id: int
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class TransferLease(Command[None], fsm=KV):
+    """To another session, with its whole ttl and a new token. Refuses with ``NotHolder``."""
+
+    id: int
+    token: int
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
+class RevokeLease(Command[None], fsm=KV):
+    """Ends it; the keys attached to it go in the same revision. Refuses with ``NotHolder``."""
+
+    id: int
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseEnds(Command[None], fsm=KV):
+    """Sent by a timer: the ttl of that lease is over."""
+
+    id: int
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
 class Get(Query[Entry | None], fsm=KV):
+    """``at_revision``: as it was then; refuses with ``Compacted`` where that is not remembered."""
+
     key: str
+    at_revision: int | None = None
 
     def __post_init__(self) -> None:
         check_key(self.key)
@@ -167,7 +296,7 @@ class Get(Query[Entry | None], fsm=KV):
 
 @dataclass(frozen=True, slots=True)
 class Keys(Query[Page[str]], fsm=KV):
-    """From ``cursor`` on, at most ``limit``; a cursor of a page at another revision is refused (``Compacted``)."""
+    """From ``cursor`` on, at most ``limit``, at the revision of the first page; ``Compacted`` where that is not remembered."""
 
     prefix: str = ""
     limit: int | None = None

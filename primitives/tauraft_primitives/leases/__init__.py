@@ -1,0 +1,1 @@
+"""Leases: the handle. What it sends is KV's, in whose state machine leases live."""
