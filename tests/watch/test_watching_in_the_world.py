@@ -103,7 +103,7 @@ def test_reconnected_a_hundred_times_on_other_nodes_a_watch_has_no_gap_and_no_du
                 victim = world.nodes[random.randrange(2)]
                 if cuts % 10 == 5 and victim.is_up and all(node.is_up for node in world.nodes):
                     crashes += 1
-                    await victim.cut_power()
+                    await random.choice([victim.kill, victim.cut_power])()
                     victim.start()
                 await roamer.cut()
                 cuts += 1
@@ -218,7 +218,7 @@ def test_a_snapshot_that_is_installed_tells_the_state_to_whoever_watches_there()
             roamer.stays_with = absent.peer_id
             await writer.submit(Pin("before", "x"))
             await trio.sleep(1)
-            await absent.cut_power()
+            await absent.kill()
             for number in range(700):  # more than a leader keeps at hand
                 last = await writer.submit(Pin(f"{number:03}", "y"), timeout_s=30)
             absent.start()
