@@ -444,6 +444,14 @@ def deterministic_scheduling(seed: int) -> Iterator[None]:
         scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r = before
 
 
+def reseed_scheduling(seed: int) -> None:
+    """Begin the order of tasks anew, within ``deterministic_scheduling``."""
+    from trio._core import _run
+
+    scheduler: Any = _run
+    scheduler._r.seed(seed)
+
+
 def run_world(seed: int, story: Story, *, replicas: int = 3, time_limit_s: float = 3_600) -> None:
     """Play ``story`` in the world of ``seed``. Raises ``SeedFailed``."""
 

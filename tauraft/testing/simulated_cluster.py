@@ -14,13 +14,14 @@ from types import TracebackType
 from typing import Any, Self
 
 import trio
+import trio.testing
 
 from tauraft import errors
 from tauraft._blocking.cluster import Client
 from tauraft.client import Dialer, StreamDialer
 from tauraft.command_protocol import LeaderIs
 from tauraft.engine import Engine
-from tauraft.simulator.world import SimulatedNode, World, deterministic_scheduling
+from tauraft.simulator.world import SimulatedNode, World, deterministic_scheduling, reseed_scheduling
 from tauraft.testing.stepped_engine import SteppedEngine
 from tauraft.transport.transport import MessageStream, PeerUnreachable
 
@@ -155,6 +156,9 @@ class SimulatedCluster:
         return self._running().do(task)
 
     async def _begin(self) -> None:
+        # How the engine's own tasks came up is real threads' doing: the story begins here.
+        await trio.testing.wait_all_tasks_blocked()
+        reseed_scheduling(self._seed)
         ready = trio.Event()
         self._is_over = trio.Event()
         assert self._engine is not None

@@ -2,7 +2,8 @@
 
 Nothing in it waits for real time.  ``advance`` goes from deadline to deadline, and lets everything that becomes possible
 happen before the next.  With ``passes_in_calls`` time also passes while a caller waits for an answer, until that answer is there
-(or ``LONGEST_CALL_S``): what a network with delays needs.  Between calls time stands, so a test of one thread is one story.
+(or ``LONGEST_CALL_S``): what a network with delays needs.  Between calls time stands.  Callers are woken once the engine has
+nothing left to do at that moment, so that what they do next never races with it: a test of one thread is one story.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class _Completions(Completions):
 
     def complete(self, waiter: Waiter) -> None:
         self._engine.call_ended(waiter)
-        super().complete(waiter)
+        complete = super().complete
+        self._engine.when_idle(lambda: complete(waiter))
 
 
 class SteppedEngine(Engine):
@@ -67,9 +69,13 @@ class SteppedEngine(Engine):
         self._passes_in_calls = passes_in_calls
         self._under_way: dict[int, float] = {}  # calls, and when each began
         self._is_called = trio.Event()
+        self._idle_calls: list[Callable[[], object]] = []
+        self._is_idle_wanted = trio.Event()
+        self._has_run = False
 
     def start(self) -> None:
         super().start()
+        self.post(lambda _: self.spawn(self._call_when_idle, lambda result, error: None), None)
         if self._passes_in_calls:
             self.post(lambda _: self.spawn(self._pass_in_calls, lambda result, error: None), None)
 
@@ -90,7 +96,7 @@ class SteppedEngine(Engine):
         def done(result: Any, error: BaseException | None) -> None:
             self._under_way.pop(id(ended), None)
             told.append((result, error))
-            ended.set()
+            self.when_idle(ended.set)
 
         if passes:
             self._under_way[id(ended)] = self.time.now_s
@@ -108,6 +114,32 @@ class SteppedEngine(Engine):
         self.do(lambda: self._advance(self.time.now_s + seconds))
 
     # ---- the engine's thread ----
+
+    def when_idle(self, call: Callable[[], object]) -> None:
+        if self._has_run:
+            call()
+            return
+        self._idle_calls.append(call)
+        self._is_idle_wanted.set()
+
+    async def _call_when_idle(self) -> None:
+        while True:
+            await self._is_idle_wanted.wait()
+            self._is_idle_wanted = trio.Event()
+            await trio.testing.wait_all_tasks_blocked()
+            self._call_all()
+
+    def _call_all(self) -> None:
+        calls, self._idle_calls = self._idle_calls, []
+        for call in calls:
+            call()
+
+    async def _run(self) -> None:
+        try:
+            await super()._run()
+        finally:
+            self._has_run = True
+            self._call_all()
 
     def call_ended(self, waiter: Waiter) -> None:
         self._under_way.pop(id(waiter), None)
