@@ -14,6 +14,7 @@ from tauraft import errors
 from tauraft.node.apply import RevisionChanges
 from tauraft.node.replica import AnswerKind
 from tauraft.system.messages import Transaction
+from tauraft.tables import Table
 from tauraft.types import QueueStats
 from tauraft_plugins.fencing.fsm import HOLDERS, Fencing
 from tauraft_plugins.kv.fsm import KeyValue
@@ -755,7 +756,7 @@ def test_of_consumers_killed_at_random_no_item_is_lost_and_each_ends_once(replic
                     if new.state in terminal and getattr(old, "state", None) not in terminal:
                         ended[key[1]] += 1
 
-    replica.machine.on_changes = note
+    replica.machine.on_changes.append(note)
     producer = replica.open()
     consumers = [replica.open() for _ in range(16)]
     producer.run(Declare("q", 8))
@@ -781,3 +782,59 @@ def test_of_consumers_killed_at_random_no_item_is_lost_and_each_ends_once(replic
         replica.advance(draw.choice([0.0, 0.0, 0.01, 0.3]))
     assert set(ended) == {str(number) for number in range(items)}
     assert set(ended.values()) == {1}
+
+
+def test_no_operation_looks_through_the_items_of_a_queue(replica: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The million is measured by benchmarks/queue_scale.py; here it is counted how many rows a command walks over."""
+    alice, bob = replica.open(), replica.open()
+    for number in range(400):
+        group = f"g{number % 20}" if number % 2 else None
+        put(alice, id=str(number), group=group, delay=50.0 if number % 5 == 0 else 0.0, priority=number % 3)
+    for _ in range(40):
+        job = claim(bob)
+        assert job is not None
+        bob.run(Bury(job.token, "bad"))
+    walked = 0
+    plain_range = Table.range
+
+    def counted(table: Table[Any, Any], *bounds: Any, **options: Any) -> Any:
+        nonlocal walked
+        for row in plain_range(table, *bounds, **options):
+            walked += 1
+            yield row
+
+    monkeypatch.setattr(Table, "range", counted)
+
+    def rows_walked(act: Any) -> int:
+        nonlocal walked
+        walked = 0
+        act()
+        return walked
+
+    def work(end: Any) -> None:
+        job = claim(alice, groups=("g1", "g2", "g3"))
+        assert job is not None
+        alice.run(Extend((job.token,), 20))
+        alice.run(end(job.token))
+
+    operations = {
+        "put": lambda: put(alice, "new"),
+        "put again": lambda: put(alice, id="1"),
+        "ack": lambda: work(Ack),
+        "nack": lambda: work(Nack),
+        "bury": lambda: work(lambda token: Bury(token, "bad")),
+        "give back": lambda: work(GiveBack),
+        "claim": lambda: claim(alice),
+        "pop": lambda: alice.run(Pop("q")),
+        "redrive": lambda: alice.run(Redrive("q", 1)),
+        "stats": lambda: stats(alice),
+        "peek": lambda: replica.query(Peek("q")),
+        "length": lambda: replica.query(Length("q")),
+        "dead": lambda: replica.query(Dead("q", 2)),
+        "a session lost": lambda: (claim(bob), bob.end()),
+        "a delay over": lambda: replica.advance(51),
+    }
+    found = {name: rows_walked(act) for name, act in operations.items()}
+    # The delays end one by one, each by its own timer: a few rows each.
+    assert found.pop("a delay over") < 80 * 8
+    assert max(found.values()) < 40, found
