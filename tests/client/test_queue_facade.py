@@ -9,6 +9,7 @@ import signal
 import threading
 from collections import Counter as Tally
 from collections.abc import Callable, Coroutine, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,11 +19,13 @@ import tauraft
 from tauraft import errors
 from tauraft._blocking.primitives import Primitives
 from tauraft.commands import Ack, CheckHold, Enqueue, Put
+from tauraft.handle import Holder
 from tauraft.primitives import AsyncPrimitives
 from tauraft.types import QueueStats
 from tauraft_plugins.counters.fsm import Counters, Ids
 from tauraft_plugins.fencing.fsm import HOLDERS, Fencing
 from tauraft_plugins.kv.fsm import KeyValue
+from tauraft_primitives.queues.messages import Claimed, GiveBack
 from tests.client.test_facade import awaited, blocking, wait_until
 from tests.session.machine_replica import MachineHost
 
@@ -434,6 +437,47 @@ def test_cancelled_at_every_checkpoint_from_trio_nothing_stays_claimed(host: Mac
 
     trio.run(story)
     assert waiters(host) == 0
+
+
+class Interrupted(Holder):
+    """A facade whose calls are interrupted: ``at`` which submission, or with "tenure" when a claim is made of its answer."""
+
+    def __init__(self, at: int | str) -> None:
+        self.at = at
+        self.submitted: list[Any] = []
+        self.said_later: list[Any] = []
+
+    def submit(self, command: Any, *, timeout: float | None = None) -> Any:
+        self.submitted.append(command)
+        if len(self.submitted) == self.at:
+            raise KeyboardInterrupt
+        return (Claimed(5, "a", b"", {}, None, 1), Claimed(6, "b", b"", {}, None, 1))
+
+    def submit_soon(self, command: Any) -> None:
+        self.said_later.append(command)
+
+    def now(self) -> float:
+        return 0.0
+
+    def tenure(self, *, ttl: float | None, started: float, renewal: Any) -> Any:
+        if self.at == "tenure":
+            raise KeyboardInterrupt
+        return SimpleNamespace(state=None, is_lost=False, end=lambda: None)
+
+
+def test_claims_interrupted_before_they_are_handed_out_are_given_back_by_the_engine() -> None:
+    holder = Interrupted(at="tenure")
+    with pytest.raises(KeyboardInterrupt):
+        tauraft.Queue(holder, "q").claim_many(2)
+    assert holder.said_later == [GiveBack(5), GiveBack(6)]
+
+
+def test_an_end_that_was_interrupted_is_said_by_the_engine() -> None:
+    holder = Interrupted(at=2)
+    job = tauraft.Queue(holder, "q").claim()
+    with pytest.raises(KeyboardInterrupt):
+        job.ack()
+    assert holder.said_later == [Ack(5)]
 
 
 async def settled(cluster: AsyncPrimitives) -> None:

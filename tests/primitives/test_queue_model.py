@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings, strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from tauraft import errors
 from tauraft.types import QueueStats
@@ -386,5 +386,7 @@ class QueueAgainstModel(RuleBasedStateMachine):
         assert len(self.replica.machine.system.timers) == 3 + len(timers) - len(fired) + len(remembered)
 
 
-QueueAgainstModel.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None, derandomize=True)
-TestQueueAgainstModel = pytest.mark.middle(QueueAgainstModel.TestCase)
+@pytest.mark.middle
+def test_any_sequence_of_commands_times_and_losses_gives_what_the_model_says() -> None:
+    chosen = settings(max_examples=60, stateful_step_count=40, deadline=None, derandomize=True)
+    run_state_machine_as_test(QueueAgainstModel, settings=chosen)

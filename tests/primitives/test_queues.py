@@ -237,6 +237,16 @@ def test_a_put_wakes_one_claimer_first_come_first_served(replica: Harness) -> No
     assert len(replica.fsm(Queues).waiters) == len(replica.fsm(Queues).wanted) == 0
 
 
+def test_claimers_of_any_item_and_of_a_group_are_served_in_one_order(replica: Harness) -> None:
+    alice, bob = replica.open(), replica.open()
+    waiting = [wait_for_claim(bob, groups=groups) for groups in (("g",), None, ("h", "g"), None)]
+    for body in "1234":
+        put(alice, body, group="g")
+        job = next(reply for reply in waiting if reply.is_done and reply.value[0].body == body.encode())
+        alice.run(Ack(job.value[0].token))
+    assert [reply.value[0].body for reply in waiting] == [b"1", b"2", b"3", b"4"]
+
+
 def test_items_that_return_together_go_best_first(replica: Harness) -> None:
     alice, bob, carol = replica.open(), replica.open(), replica.open()
     put(alice, "low")

@@ -80,7 +80,7 @@ async def story(world: World) -> None:
 
 def _start_all(world: World) -> bool:
     for node in world.nodes:
-        if not node.is_up:
+        if not node.is_running:
             node.start()
     return False
 
