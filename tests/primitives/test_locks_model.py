@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings, strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from tauraft_plugins.locks.fsm import Locks
 from tauraft_plugins.locks.rwlocks import RwLocks
@@ -193,12 +194,16 @@ class Locking(RuleBasedStateMachine):
         assert not [row for row in timers.values() if row.fsm != "tauraft.system"]
 
 
-TestLocking = Locking.TestCase
-TestLocking.settings = settings(
-    max_examples=120,
-    stateful_step_count=40,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+@pytest.mark.middle
+def test_random_stories_follow_the_model() -> None:
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        Locking,
+        settings=settings(
+            max_examples=100,
+            stateful_step_count=40,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=[HealthCheck.too_slow],
+        ),
+    )
