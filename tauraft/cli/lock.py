@@ -1,7 +1,8 @@
-"""`tauraft lock run`, `info`, `list` and `break`."""
+"""`tauraft lock run`, `info`, `list`, `watch` and `break`."""
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 
@@ -109,6 +110,40 @@ def break_(target: Target, name: str, reason: str) -> int:
         was_held = client.lock(name).break_(reason)
     target.show({"name": name, "broken": was_held}, f"{name} is broken" if was_held else f"{name} is not held")
     return 0 if was_held else 1
+
+
+@lock.command()
+@click.argument("name")
+@targeted
+def watch(target: Target, name: str) -> None:
+    """Say who holds the lock NAME, and each change of it from now on, until interrupted. With --json: one object a line."""
+    from tauraft.handle import State
+    from tauraft_primitives.locks.messages import HOLDS, Hold
+
+    def say(revision: int, hold: Hold | None) -> None:
+        if target.as_json:
+            told = {
+                "name": name,
+                "revision": revision,
+                "token": None if hold is None else hold.token,
+                "holder": None if hold is None else plain(hold.request.owner),
+                "reason": None if hold is None else hold.request.reason,
+            }
+            click.echo(json.dumps(told))
+        elif hold is None:
+            click.echo(f"{revision} {name} is free")
+        else:
+            reason = "" if hold.request.reason is None else f" ({hold.request.reason!r})"
+            click.echo(f"{revision} {name} is held by {who(hold.request.owner)}{reason}, token {hold.token}")
+
+    with target.client() as client, client.watch(HOLDS, key=name, with_state=True) as frames:
+        for frame in frames:
+            if isinstance(frame, State):
+                say(frame.revision, dict(frame.rows).get(name))
+            else:
+                for change in frame.changes:
+                    if (change.old and change.old.token) != (change.new and change.new.token):  # a renewal is no news
+                        say(frame.revision, change.new)
 
 
 def who(owner: Owner) -> str:

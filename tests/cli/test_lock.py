@@ -172,3 +172,21 @@ def test_info_list_break_and_explanation_are_on_record(shell: Shell, start: Call
     assert "an operator said so" in shell.run("explain", "lock", "record").stdout
     assert shell.run("lock", "break", "record", "--reason", "again").returncode == 1
     assert json.loads(shell.run("--json", "lock", "break", "record", "--reason", "again").stdout)["broken"] is False
+
+
+def test_watch_says_each_change(shell: Shell) -> None:
+    watcher = subprocess.Popen(
+        shell.command("--json", "lock", "watch", "seen"), stdout=subprocess.PIPE, text=True, env=shell.environment
+    )
+    assert watcher.stdout is not None
+    try:
+        said = [json.loads(watcher.stdout.readline())]
+        assert shell.run("lock", "run", "seen", "--reason", "deploy", "--", "true").returncode == 0
+        said += [json.loads(watcher.stdout.readline()) for _ in range(2)]
+        assert [(one["holder"] is not None, one["reason"]) for one in said] == [
+            (False, None), (True, "deploy"), (False, None),
+        ]  # fmt: skip
+        assert said[0]["revision"] < said[1]["revision"] < said[2]["revision"]
+    finally:
+        watcher.kill()
+        watcher.communicate()

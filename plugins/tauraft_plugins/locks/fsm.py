@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
@@ -38,6 +38,7 @@ from tauraft_primitives.locks.messages import (
     ExplainLock,
     GiveBack,
     Grant,
+    Hold,
     HoldEnds,
     Holds,
     Info,
@@ -45,6 +46,7 @@ from tauraft_primitives.locks.messages import (
     LockExplained,
     Release,
     Renew,
+    Request,
     Standing,
     WaitExplained,
     WouldWait,
@@ -54,41 +56,6 @@ NANOSECONDS = 1_000_000_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MAX_OTHER_WAITS = 16  # of one party, that are looked at when it was granted something
 MAX_BREAKS = 1_000  # names whose last break is kept here; the history has them all
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What somebody wants, and then holds. ``is_bounded``: the caller gives up by itself after a while."""
-
-    ticket: Ticket[Grant]
-    owner: Owner
-    names: tuple[str, ...]
-    party: int
-    attempt: int
-    priority: int
-    asked_ns: int
-    is_bounded: bool
-    ttl_ns: int | None
-    renews: bool
-    delay_ns: int
-    reason: str | None
-
-    @property
-    def lasts(self) -> bool:
-        """Once granted, nothing but its holder ends it."""
-        return self.ttl_ns is None or self.renews
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """``expires_ns`` None: lives with the session. Instants ending in ``_ns`` are of the wall clock, but for ``expires_ns``."""
-
-    token: int
-    session: int
-    since_ns: int
-    renewed_ns: int
-    expires_ns: int | None
-    request: Request
 
 
 class Locks(FSM, name=LOCKS, version=1):

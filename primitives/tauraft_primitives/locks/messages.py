@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Final
 
 from tauraft.errors import InvalidArgument, Refused, TooLarge
-from tauraft.fsm import Command, Query
+from tauraft.fsm import Command, Query, TableName, Ticket
 from tauraft.types import LockInfo, Owner
 
 LOCKS: Final = "tauraft.locks"
@@ -271,3 +271,44 @@ class LockExplained:
 @dataclass(frozen=True, slots=True)
 class ExplainLock(Query[LockExplained], fsm=LOCKS):
     name: str
+
+
+# ---- the rows of the locks that are held, for those who watch them ----
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What somebody wants, and then holds. ``is_bounded``: the caller gives up by itself after a while."""
+
+    ticket: Ticket[Grant]
+    owner: Owner
+    names: tuple[str, ...]
+    party: int
+    attempt: int
+    priority: int
+    asked_ns: int
+    is_bounded: bool
+    ttl_ns: int | None
+    renews: bool
+    delay_ns: int
+    reason: str | None
+
+    @property
+    def lasts(self) -> bool:
+        """Once granted, nothing but its holder ends it."""
+        return self.ttl_ns is None or self.renews
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """``expires_ns`` None: lives with the session. Instants ending in ``_ns`` are of the wall clock, but for ``expires_ns``."""
+
+    token: int
+    session: int
+    since_ns: int
+    renewed_ns: int
+    expires_ns: int | None
+    request: Request
+
+
+HOLDS: Final = TableName(LOCKS, "holds", str, Hold)
