@@ -15,7 +15,9 @@ Not thread-safe: all of it belongs to the engine's loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping
+import gc
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
 from typing import Any, Final, Generic, TypeVar, overload
@@ -29,6 +31,7 @@ V = TypeVar("V")
 D = TypeVar("D")
 
 DIGEST_BITS: Final = 128
+ROWS_A_FREEZE: Final = 50_000
 _MODULUS = 1 << DIGEST_BITS
 
 
@@ -155,9 +158,11 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         """The SortedDict itself, to read from."""
         return self._rows
 
-    def load(self, rows: dict[Any, Any]) -> None:
-        self._rows = SortedDict(rows)
+    def adopt(self, rows: Any) -> Any:
+        """Stand on these rows (a SortedDict) instead of its own, which are returned."""
+        before, self._rows = self._rows, rows
         self._shape += 1
+        return before
 
 
 class TableSet:
@@ -246,6 +251,11 @@ class TableSet:
         """The sum over all rows of a 128-bit hash of table, key and row."""
         return self.fold(len(self._stale))
 
+    @property
+    def stale_rows(self) -> int:
+        """How many rows ``digest`` would have to hash."""
+        return len(self._stale)
+
     def fold(self, max_rows: int) -> int:
         """Hash some of the rows changed since the last time, so that ``digest`` has less to do."""
         total = self._digest
@@ -277,16 +287,54 @@ class TableSet:
 
     def load(self, rows: Iterator[tuple[str, bytes, bytes]]) -> None:
         """Replace all rows by encoded ones (table, key, row). Raises ``CodecError``; ``KeyError`` for an unknown table."""
-        loaded: dict[str, dict[Any, Any]] = {name: {} for name in self._tables}
-        digest = 0
-        for name, key, row in rows:
-            table = self._tables[name]
-            loaded[name][table.key_codec.decode(key)] = table.row_codec.decode(row)
-            digest += row_hash(name, key, row)
-        for name, table in self._tables.items():
-            table.load(loaded[name])
-        self._stale.clear()
-        self._digest = digest % _MODULUS
+        tables = list(self)
+        self.adopt(tables, load_rows(tables, rows))
+
+    def adopt(self, tables: Sequence[Table[Any, Any]], loaded: LoadedRows) -> list[Any]:
+        """Consist of ``tables``, with the rows loaded for them. At once, however many; returns the rows there were."""
+        if self._marks:
+            raise RuntimeError("rows are replaced between entries, not inside a command")
+        kept = {id(table) for table in tables}
+        before = []
+        for table in self._tables.values():
+            if id(table) not in kept:
+                before.append(table.adopt(SortedDict()))
+                table._set = None
+        self._tables = {table.name: table for table in tables}
+        for table in tables:
+            table._set = self
+            before.append(table.adopt(loaded.rows[table.name]))
+        self._stale = {}
+        self._digest = loaded.digest
+        return before
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRows:
+    """By table's name, as SortedDicts; and the digest of all."""
+
+    rows: dict[str, Any]
+    digest: int
+
+
+def load_rows(tables: Iterable[Table[Any, Any]], rows: Iterable[tuple[str, bytes, bytes]]) -> LoadedRows:
+    """Decode rows for ``TableSet.adopt``. Touches nothing but the tables' codecs, so any thread may do it.
+
+    One by one, since rows come in order: building a map of a million at once would hold the GIL for a tenth of a second.
+    """
+    found: dict[str, tuple[Any, Callable[[bytes], Any], Callable[[bytes], Any]]] = {
+        table.name: (SortedDict(), table.key_codec.decode, table.row_codec.decode) for table in tables
+    }
+    digest = 0
+    for count, (name, key, row) in enumerate(rows, 1):
+        loaded, decode_key, decode_row = found[name]
+        loaded[decode_key(key)] = decode_row(row)
+        digest += row_hash(name, key, row)
+        if count % ROWS_A_FREEZE == 0:
+            # Rows hold no cycles, and the collector looks at each of them in every full pass: with a million of them,
+            # six passes of up to 0.4 s while they are read, all with the GIL (docs/decisions/0011).
+            gc.freeze()
+    return LoadedRows({name: loaded for name, (loaded, _, _) in found.items()}, digest % _MODULUS)
 
 
 def row_hash(table: str, key: bytes, row: bytes) -> int:
@@ -335,13 +383,6 @@ class FrozenView:
                 if found:
                     yield found
             del self._kept[id(table)]
-
-    def slices(self, max_rows: int) -> Iterator[list[tuple[str, bytes, bytes]]]:
-        """The same, encoded."""
-        codecs = {table.name: (table.key_codec.encode, table.row_codec.encode) for table in self._tables}
-        for rows in self.rows(max_rows):
-            encode_key, encode_row = codecs[rows[0][0]]
-            yield [(name, encode_key(key), encode_row(row)) for name, key, row in rows]
 
     @staticmethod
     def _next_keys(now: Any, kept: Any, last: Any, count: int) -> list[Any]:

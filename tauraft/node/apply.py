@@ -12,7 +12,8 @@ not below the floor; its answer is written after the scope closed (SAFETY 5).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from random import Random
 from typing import Any, Literal, TypeVar
@@ -54,7 +55,7 @@ from tauraft.system.sessions import (
 )
 from tauraft.system.tables import ActiveVersion, ReplicaRow, System
 from tauraft.system.timers import MAX_FIRED_PER_ENTRY, Timers
-from tauraft.tables import DIGEST_BITS, Change, TableSet
+from tauraft.tables import DIGEST_BITS, Change, LoadedRows, TableSet, load_rows
 
 R = TypeVar("R")
 K = TypeVar("K")
@@ -764,8 +765,15 @@ class Machine:
         """The whole state at this index, copy-on-write. Close it."""
         return MachineView(self)
 
-    def load(self, meta: SnapshotMeta, extra: bytes, rows: Iterator[tuple[str, bytes, bytes]]) -> None:
-        """Replace everything by a snapshot. Raises ``PluginMissing``, with nothing changed; ``SnapshotCorrupt``: then this machine is no longer usable."""
+    def load(self, meta: SnapshotMeta, extra: bytes, rows: Iterable[tuple[str, bytes, bytes]]) -> None:
+        """Replace everything by a snapshot. Raises ``PluginMissing``, ``SnapshotCorrupt``, with nothing changed."""
+        self.adopt(self.prepare(meta, extra, rows))
+
+    def prepare(self, meta: SnapshotMeta, extra: bytes, rows: Iterable[tuple[str, bytes, bytes]]) -> PreparedState:
+        """The state in a snapshot, checked, for ``adopt``. Changes nothing here, so any thread may do it.
+
+        Raises ``PluginMissing``, ``SnapshotCorrupt``.
+        """
         try:
             form, revision, now_ns, wall_ns, order, user_commands, digest, active = msgpack.unpackb(extra)
             if form != SNAPSHOT_FORMAT:
@@ -774,36 +782,57 @@ class Machine:
             raise SnapshotCorrupt(f"the snapshot's header does not decode: {error}") from error
         for name, version, plugin_digest, package in active:
             self._must_run(name, version, plugin_digest, package)
-        self._fsms.clear()
-        self._handlers.clear()
-        for table in list(self.tables):
-            if table.owner != SYSTEM:
-                self.tables.remove(table)
-        for name, version, _, _ in active:
-            fsm = self._fsms[name] = self.registry.make(name, version)
-            self._add_tables(fsm)
-        blobs: list[bytes] = []
+        fsms = {name: self.registry.make(name, version) for name, version, _, _ in active}
+        tables = [table for fsm in fsms.values() for table in fsm.tables()]
+        sessions: list[Session] = []
 
         def of_tables() -> Iterator[tuple[str, bytes, bytes]]:
             for table, key, row in rows:
                 if table == SESSIONS:
-                    blobs.append(row)
+                    sessions.append(Session.decode(row))
                 else:
                     yield table, key, row
 
         try:
-            self.tables.load(of_tables())
+            loaded = load_rows([*self.system.tables(), *tables], of_tables())
         except (KeyError, CodecError) as error:
             raise SnapshotCorrupt(f"a row of the snapshot does not fit: {error}") from error
-        if self.tables.digest().to_bytes(16, "big") != digest:
+        if loaded.digest.to_bytes(16, "big") != digest:
             raise SnapshotCorrupt("the rows of the snapshot are not those its digest was taken of")
-        self.sessions.load(iter(blobs))
-        self.revision, self.now_ns, self.wall_ns, self.user_commands = revision, now_ns, wall_ns, user_commands
-        self.timers.order = order
-        self.checkpoints.restart(now_ns)
+        return PreparedState(
+            meta, fsms, tables, loaded, sessions, revision, now_ns, wall_ns, order, user_commands
+        )  # fmt: skip
+
+    def adopt(self, state: PreparedState) -> list[Any]:
+        """Replace everything by it: at once, however much it is. Returns what there was, to be taken apart elsewhere."""
+        before = self.tables.adopt([*self.system.tables(), *state.tables], state.loaded)
+        self._fsms = state.fsms
+        self._handlers.clear()
+        self.sessions.replace(state.sessions)
+        self.revision, self.now_ns, self.wall_ns = state.revision, state.now_ns, state.wall_ns
+        self.user_commands, self.timers.order = state.user_commands, state.order
+        self.checkpoints.restart(state.now_ns)
+        meta = state.meta
         self.applied_index, self.applied_term, self.membership = meta.index, meta.term, meta.membership
         self.generation += 1
-        self.change_log.restart(revision, now_ns)
+        self.change_log.restart(state.revision, state.now_ns)
+        return before
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedState:
+    """A snapshot, read and checked."""
+
+    meta: SnapshotMeta
+    fsms: dict[str, FSM]
+    tables: list[Table[Any, Any]]  # the plugins'
+    loaded: LoadedRows
+    sessions: list[Session]
+    revision: int
+    now_ns: int
+    wall_ns: int
+    order: int
+    user_commands: int
 
 
 class MachineView:
@@ -817,13 +846,27 @@ class MachineView:
             [SNAPSHOT_FORMAT, machine.revision, machine.now_ns, machine.wall_ns, machine.timers.order,
              machine.user_commands, digest, active]
         )  # fmt: skip
+        self.digest = digest
+        self._codecs = {table.name: (table.key_codec.encode, table.row_codec.encode) for table in machine.tables}
         self._tables = machine.tables.freeze()
         self._sessions = machine.sessions.freeze()
 
-    def slices(self, max_rows: int) -> Iterator[list[tuple[str, bytes, bytes]]]:
-        yield from self._tables.slices(max_rows)
+    def parts(self, max_rows: int) -> Iterator[list[tuple[str, Any, Any]]]:
+        """In slices, for the loop: (table, key, row) as the tables have them, then sessions as (SESSIONS, id, blob)."""
+        yield from self._tables.rows(max_rows)
         for rows in self._sessions.slices(max_rows):
             yield [(SESSIONS, session_id.to_bytes(8, "big"), blob) for session_id, blob in rows]
+
+    def encode(self, part: Iterable[tuple[str, Any, Any]]) -> list[tuple[str, bytes, bytes]]:
+        """Any thread: rows are immutable."""
+        return [
+            (name, key, row) if name == SESSIONS else (name, self._codecs[name][0](key), self._codecs[name][1](row))
+            for name, key, row in part
+        ]
+
+    def slices(self, max_rows: int) -> Iterator[list[tuple[str, bytes, bytes]]]:
+        """Both in one go."""
+        return map(self.encode, self.parts(max_rows))
 
     def close(self) -> None:
         self._tables.close()

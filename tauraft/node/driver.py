@@ -388,7 +388,7 @@ class Driver:
             self._hear_reply(message)
         elif isinstance(message, InstallSnapshot) and message.meta.index > self.raft.commit:
             # Its bytes come first, then the core is told.
-            self._snapshots.fetch(message, self._snapshot_arrived)
+            self._snapshots.fetch(message, self._snapshot_arrived, self.machine)
             return
         try:
             self.raft.step(message)

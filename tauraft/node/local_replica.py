@@ -18,7 +18,16 @@ import anyio
 from tauraft.core.membership import MembershipChange, Step, StepKind
 from tauraft.core.messages import Member, Membership, RoleChange
 from tauraft.core.raft import MembershipChangeRefused
-from tauraft.errors import InvalidCommand, NoLeader, NotLeader, PluginMissing, Refused, TauraftError, Unavailable
+from tauraft.errors import (
+    InvalidCommand,
+    NoLeader,
+    NotLeader,
+    PluginMissing,
+    Refused,
+    Suspended,
+    TauraftError,
+    Unavailable,
+)
 from tauraft.fsm import Message, Query
 from tauraft.node import report
 from tauraft.node.apply import Machine
@@ -221,6 +230,7 @@ class LocalReplica:
         self._members_changed(self.machine.membership)
         await self._projection.open()
         async with anyio.create_task_group() as tasks:
+            self._snapshots.spawn = lambda task: tasks.start_soon(task)
             tasks.start_soon(self.driver.run)
             tasks.start_soon(self._take_snapshots)
             tasks.start_soon(self._projection.run)
@@ -426,7 +436,10 @@ class LocalReplica:
         return report.members(self)
 
     async def _snapshot(self, arguments: dict[str, Any]) -> Any:
-        return await self.take_snapshot()
+        try:
+            return await self.take_snapshot()
+        except StorageFull as full:
+            raise Suspended(f"no snapshot was taken: {full}") from full
 
     def _member_named(self, peer_id: str) -> Member | None:
         for member in sorted(self.driver.raft.membership.all_members()):

@@ -41,6 +41,7 @@ from tauraft.formation.genesis import (
     encode_acceptor,
     encode_genesis,
 )
+from tauraft.node.apply import Machine
 from tauraft.node.driver import Timing
 from tauraft.node.forwarding import forward_call
 from tauraft.node.local_replica import LocalReplica, Whereabouts
@@ -268,6 +269,7 @@ class Namespace:
             channels.append(transport.open_channel(options.namespace, sink))
             return channels[0]
 
+        await mover.read_ahead(Machine(node.registry))
         replica = open_replica(record, self._log_store(files, paths, must_exist=True), mover, open_channel, parts)
         replica.forward = lambda leader, method, arguments: forward_call(
             transport, options.namespace, leader, method, arguments

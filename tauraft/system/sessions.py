@@ -11,7 +11,7 @@ session that changes while the view is open is encoded first, so a snapshot cost
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -141,11 +141,12 @@ class Sessions:
         self._views.append(view)
         return view
 
-    def load(self, blobs: Iterator[bytes]) -> None:
+    def replace(self, sessions: Iterable[Session]) -> None:
+        """By these."""
         self._by_id.clear()
         self._by_nonce.clear()
-        for blob in blobs:
-            self.add(Session.decode(blob))
+        for session in sessions:
+            self.add(session)
 
 
 class FrozenSessions:

@@ -247,3 +247,16 @@ def test_help_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
     assert done.stderr.strip() == "[]"
+
+
+def test_sql_asks_state_and_history(shell: Shell) -> None:
+    shell.run("kv", "put", "asked", "x")
+    found = shell.json("sql", "SELECT key, value, revision > 0 FROM kv WHERE key = 'asked'")
+    assert set(found) == {"columns", "rows", "applied_index"}
+    assert found["rows"] == [["asked", "x", True]]
+    table = shell.run("sql", "SELECT key FROM history WHERE key = 'asked'")
+    assert table.returncode == 0
+    assert "asked" in table.stdout
+    refused = shell.run("--json", "sql", "DELETE FROM kv")
+    assert refused.returncode == 1
+    assert json.loads(refused.stderr)["error"]["outcome"] == "not-applied"

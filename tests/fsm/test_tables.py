@@ -24,8 +24,8 @@ def write(tables: TableSet, table: Table[Any, Any], rows: dict[Any, Any]) -> Non
     tables.commit()
 
 
-def all_rows(view: Any, size: int) -> list[tuple[str, bytes, bytes]]:
-    return [row for rows in view.slices(size) for row in rows]
+def all_rows(view: Any, size: int) -> list[tuple[str, Any, Any]]:
+    return [row for rows in view.rows(size) for row in rows]
 
 
 def test_a_rolled_back_command_leaves_no_trace() -> None:
@@ -96,7 +96,7 @@ def test_a_view_shows_one_moment_whatever_is_written_meanwhile(slice_size: int) 
         expected = all_rows(still, 1000)
         still.close()
         found = []
-        for rows in view.slices(slice_size):
+        for rows in view.rows(slice_size):
             found += rows
             tables.begin()
             for _ in range(random.randrange(6)):
@@ -116,6 +116,43 @@ def test_a_view_of_a_table_of_one_row_ends() -> None:
     write(tables, table, {None: 5})
     view = tables.freeze()
     assert len(all_rows(view, 1)) == 1
+    view.close()
+
+
+def test_a_view_is_not_disturbed_by_a_table_that_takes_the_place_of_one_of_its_own() -> None:
+    """As an upgrade does in the middle of a snapshot."""
+    tables, table = make()
+    write(tables, table, {f"{number}": number for number in range(10)})
+    view = tables.freeze()
+    expected = list(table.items())
+    tables.remove(table)
+    fresh: Table[str, int] = Table(table.owner, table.name.rpartition("/")[2], str, int)
+    tables.add(fresh)
+    write(tables, fresh, {f"{number}": -1 for number in range(20)})
+    assert [(key, row) for _, key, row in all_rows(view, 3)] == expected
+    view.close()
+
+
+def test_a_row_already_walked_costs_a_view_nothing() -> None:
+    tables, table = make()
+    write(tables, table, {f"{number}": number for number in range(10)})
+    view = tables.freeze()
+    walk = view.rows(5)
+    next(walk)
+    write(tables, table, {f"{number}": -1 for number in range(10)})
+    assert [key for kept in view._kept.values() for key in kept] == ["5", "6", "7", "8", "9"]
+    assert [row for rows in walk for _, _, row in rows] == [5, 6, 7, 8, 9]
+    view.close()
+
+
+def test_the_row_of_a_table_of_one_may_change_after_it_was_walked() -> None:
+    tables, table = make(None, int)
+    write(tables, table, {None: 5})
+    view = tables.freeze()
+    walk = view.rows(5)
+    assert next(walk) == [(table.name, None, 5)]
+    write(tables, table, {None: 6})
+    assert list(walk) == []
     view.close()
 
 
@@ -152,7 +189,7 @@ def test_loading_the_rows_of_a_view_gives_the_same_digest() -> None:
     rows = all_rows(view, 7)
     view.close()
     fresh, copy = make()
-    fresh.load(iter(rows))
+    fresh.load((name, table.key_codec.encode(key), table.row_codec.encode(row)) for name, key, row in rows)
     assert dict(copy) == dict(table)
     assert fresh.digest() == tables.digest()
 
