@@ -393,10 +393,10 @@ class Driver:
         try:
             self.raft.step(message)
         except AcknowledgedEntriesLost as lost:
-            raise DataDirectoryError(
-                f"{lost}: this disk is an older copy of itself, or another's; nothing was touched, and this member takes "
-                "no part any more: move the directory away to rejoin as a new member"
-            ) from lost
+            self._halt(
+                f"{lost}: this disk is an older copy of itself, or another's. Move its data directory away; it then joins as a "
+                "new member that takes the place of this one"
+            )
 
     def _snapshot_arrived(self, message: InstallSnapshot) -> None:
         self._held.append(message)
