@@ -8,8 +8,8 @@ A C call that holds the GIL stops this thread too.  So it measures how late it r
 that lags hands over, status says so.  While an engine runs, the interpreter's switch interval is at most
 ``SWITCH_INTERVAL_S``: with the default 5 ms a busy caller delays every heartbeat by as much (FACTS.md).
 
-fork: the child has no engine thread.  Its inherited engine is poisoned (``post`` raises ``ForkedProcess``), what was
-registered with ``close_in_child`` is closed there, and a new facade starts a new engine.
+fork: the child has no engine thread.  Its inherited engine is poisoned (``post`` raises ``ForkedProcess``), and a new
+facade starts a new engine; sockets and locks are closed there by those who made them.
 
 A daemon thread, so that a forgotten ``close`` does not hang the interpreter; ``atexit`` closes what is open.
 """
@@ -91,7 +91,6 @@ class Engine:
         self._stop = trio.Event()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._main, name="tauraft-engine", daemon=True)
-        self._close_in_child: list[Callable[[], object]] = []
         self._failure: BaseException | None = None
 
     # ---- any thread ----
@@ -137,10 +136,6 @@ class Engine:
         if self._failure is not None:
             raise errors.Shutdown(f"the engine stopped: {self._failure!r}")
 
-    def close_in_child(self, close: Callable[[], object]) -> None:
-        """``close`` runs in every child made by fork: sockets and locks are this process's alone."""
-        self._close_in_child.append(close)
-
     def stop(self, timeout: float = STOP_TIMEOUT_S) -> None:
         """End the loop and what still runs in it. Not from the engine's thread."""
         self.post(lambda _: self._stop.set(), None)
@@ -157,8 +152,6 @@ class Engine:
 
     def poison(self) -> None:
         self.is_poisoned = True
-        for close in self._close_in_child:
-            close()
 
     def _wake(self) -> None:
         if self.is_poisoned:

@@ -622,9 +622,8 @@ class Driver:
         for entry in reversed(entries):
             if entry.kind is EntryKind.BATCH:
                 term, _ = self._decoded.get(entry.index, (0, None))
-                if (
-                    term != entry.term
-                ):  # not stamped here; what was once proposed at this index may have been overwritten
+                if term != entry.term:
+                    # Not stamped here: what was once proposed at this index may have been overwritten.
                     batch = decode_batch(entry.data)
                     self._cluster_clock.saw(batch.now_ns, batch.wall_ns)
                 return

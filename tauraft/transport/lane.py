@@ -28,6 +28,7 @@ from typing import Any, Final
 import anyio
 
 from tauraft.errors import WrongKey
+from tauraft.transport.forking import keep_from_children
 from tauraft.transport.frames import HEADER_BYTES, FrameSplitter, Kind, MalformedStream, gather, packed
 from tauraft.transport.secure_frames import (
     KEY_BYTES,
@@ -332,7 +333,7 @@ class LaneListener:
     async def _accept_all(self, listener: socket.socket, tasks: anyio.abc.TaskGroup) -> None:
         while await _until_ready(anyio.wait_readable, listener):
             try:
-                sock, _ = listener.accept()
+                sock = keep_from_children(listener.accept()[0])
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     # Out of descriptors: the connection stays in the backlog, and trying at once would spin.
@@ -408,7 +409,8 @@ async def dial_lane(
 
     name = namespace.encode()
     preface = _MAGIC + len(name).to_bytes(2, "big") + name + number.encode()
-    sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM)
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    sock = keep_from_children(socket.socket(family, socket.SOCK_STREAM))
     try:
         with anyio.fail_after(HANDSHAKE_TIMEOUT_S):
             _tune(sock)

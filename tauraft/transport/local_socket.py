@@ -33,6 +33,7 @@ from anyio.abc import TaskGroup
 
 from tauraft import errors
 from tauraft.errors import DataDirectoryError, TauraftError
+from tauraft.transport.forking import keep_from_children
 from tauraft.transport.frames import HEADER_BYTES, FrameSplitter, Kind, MalformedStream, gather, packed
 from tauraft.transport.lane import close_socket
 from tauraft.transport.transport import (
@@ -220,7 +221,7 @@ class LocalSocketServer:
                 while True:
                     await wait_ready(anyio.wait_readable, listener)
                     try:
-                        sock, _ = listener.accept()
+                        sock = keep_from_children(listener.accept()[0])
                     except OSError as error:
                         if not isinstance(error, BlockingIOError):
                             # Out of descriptors, most likely: trying at once would spin.
@@ -287,7 +288,7 @@ async def connect_local(
     Raises ``PeerUnreachable``: nobody listens, another user does, or the namespace is not served; or the error by which
     that process refuses ``wants``, such as ``PluginMissing``.
     """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock = keep_from_children(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
     try:
         sock.setblocking(False)
         with short_path(path) as short:
@@ -368,7 +369,7 @@ def _listen(path: str) -> socket.socket:
             path=directory,
         )
     _remove(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = keep_from_children(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
     try:
         listener.setblocking(False)
         with short_path(path) as short:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
 
 import pytest
 import trio
 
-from tauraft import errors
+from tauraft import engine as engine_room, errors
 from tauraft._blocking.primitives import Primitives
 from tauraft.bridge import mailbox_here
 from tauraft.caller import Caller
 from tauraft.engine import Engine
+from tauraft.node.replica import SessionEvent
 from tauraft_plugins.locks.fsm import Locks
 from tests.session.machine_replica import MachineHost
 
@@ -50,7 +52,18 @@ def test_a_hold_is_lost_when_its_facade_is_closed_before_the_lock_goes_to_the_ne
     with closing(started(host)) as other:
         cluster = started(host)
         hold, brief = cluster.lock("x").acquire(), cluster.lock("y", ttl=60).acquire()
+        lost_when_ended: list[bool] = []
+
+        class Listener:
+            def applied(self, index: int, outcomes: object, events: Sequence[SessionEvent]) -> None:
+                lost_when_ended.extend(hold.lost.is_set() for event in events if event.kind == "ended")
+
+            def leader_changed(self, leader: object) -> None: ...
+
+        assert host.replica is not None
+        host.replica.add_listener(Listener())
         cluster.close()
+        assert lost_when_ended == [True], "its holder knew before the cluster gave it away"
         assert other.lock("x").try_acquire() is not None, "it is somebody else's now"
         for lost in (hold, brief):
             assert lost.lost.is_set()
@@ -119,3 +132,9 @@ def test_a_loop_that_stops_before_it_woke_the_engine_keeps_nobody_else_waiting()
     finally:
         loop.close()
         engine.stop()
+
+
+def test_the_clients_clock_counts_while_the_machine_sleeps() -> None:
+    wanted = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+    assert wanted == engine_room._CLOCK
+    assert abs(engine_room.boottime_ns() - time.clock_gettime_ns(wanted)) < 10**9

@@ -10,13 +10,14 @@ import pytest
 
 from tauraft import errors
 from tauraft.core.messages import Entry, EntryKind, SnapshotMeta
-from tauraft.errors import CommandFailed, InvalidCommand, Refused, SessionLost
+from tauraft.errors import CommandFailed, InvalidCommand, PluginMissing, Refused, SessionLost
 from tauraft.fsm import FSM, Command, Context, Query, Table, Ticket, answers, applies, session_ended, withdraws
 from tauraft.node.apply import Machine
 from tauraft.node.batch import encode_batch
 from tauraft.node.replica import AnswerKind, Item, Outcome
 from tauraft.payloads import decode_answer, encode_message
-from tauraft.system.messages import Close, KeepAlive, Open, Tick, Transaction, Withdraw
+from tauraft.plugin_manager import Registry
+from tauraft.system.messages import Activate, Close, KeepAlive, Open, Tick, Transaction, Withdraw
 from tauraft.system.sessions import MAX_OUTSTANDING
 from tauraft.system.timers import MAX_FIRED_PER_ENTRY
 from tests.primitives.harness import SECOND_NS, Harness, Reply, SessionOf
@@ -222,6 +223,15 @@ def test_a_sequence_below_the_floor_never_runs(desk: Harness) -> None:
     assert again(desk, alice, second, acked_below=2) is not None
     assert again(desk, alice, first) is None
     assert lines(desk) == ("once", "second")
+
+
+def test_what_is_not_below_the_acknowledged_is_kept(desk: Harness) -> None:
+    alice = desk.open()
+    first, second = alice.run(Note("first")), alice.run(Note("second"))
+    assert again(desk, alice, Reply(Note("third"), 3), acked_below=2) is not None
+    assert again(desk, alice, first) is None
+    assert again(desk, alice, second) == second.outcome
+    assert lines(desk) == ("first", "second", "third")
 
 
 def test_answers_are_kept_until_acknowledged_whatever_the_order(desk: Harness) -> None:
@@ -502,3 +512,45 @@ def test_now_never_goes_back_whatever_an_entry_says(desk: Harness) -> None:
     desk.now_ns -= 5 * SECOND_NS
     desk.system(Tick())
     assert desk.machine.now_ns == now
+
+
+# ---- reads, and what decides results ----
+
+
+def test_applied_advances_when_the_whole_entry_is_applied_and_not_before(desk: Harness) -> None:
+    alice = desk.open()
+    machine = desk.machine
+    before, seen = machine.applied_index, []
+
+    def look(command: Any, context: Any) -> int:
+        seen.append((machine.applied_index, context.index))
+        return context.revision
+
+    handlers = machine._handlers
+    alice.run(Note("first"))
+    fsm, _ = handlers[Note]
+    handlers[Note] = (fsm, lambda on, command, context: look(command, context))
+    for number in (2, 3):
+        desk.expect(alice.id, Reply(Note(""), number))
+    desk.commit([Item(alice.id, number, 0, 0, encode_message(Note(str(number))), None) for number in (2, 3)])
+    assert seen == [(before + 1, before + 2)] * 2 and machine.applied_index == before + 2
+
+
+def with_data(version: str) -> type[FSM]:
+    class Dated(FSM, name="test.dated", version=1):
+        decided_by = (version,)
+        rows: Table[str, int]
+
+    return Dated
+
+
+def test_a_plugin_whose_data_differs_is_not_run_and_stops_before_the_entry_that_would() -> None:
+    ours, theirs = Registry([with_data("tzdata 2025.1")]), Registry([with_data("tzdata 2026.1")])
+    ((name, version, digest),) = theirs.supported()
+    assert not ours.can_run(name, version, digest)
+    assert Registry([with_data("tzdata 2026.1")]).can_run(name, version, digest), "and a copy of it is"
+    replica = Harness()
+    replica.registry.add(with_data("tzdata 2025.1"))
+    with pytest.raises(PluginMissing):
+        replica.system(Activate(name, version, digest))
+    assert name not in replica.machine.system.manifest

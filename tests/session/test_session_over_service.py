@@ -131,6 +131,30 @@ def test_whichever_message_is_lost_with_its_link_each_command_takes_effect_once(
         run(lambda break_at=break_at: story(break_at))  # type: ignore[misc]
 
 
+def test_a_replica_that_is_behind_attaches_only_once_it_has_applied_what_the_client_saw() -> None:
+    async def story() -> None:
+        async with world() as here:
+            await attached(here)
+            heard: list[ToClient] = []
+
+            class Elsewhere:
+                def received(self, message: ToClient) -> None:
+                    heard.append(message)
+
+                def link_closed(self, reason: str) -> None: ...
+
+            seen = here.replica.applied_index + 2
+            here.service.connect_local(Elsewhere()).send(Attach(here.session.id, here.session._secret, seen))
+            await trio.sleep(0.5)
+            assert heard == [], "an older state would run again what was answered already"
+            await here.do(Add("a"))
+            await here.do(Add("a"))
+            await trio.sleep(0.5)
+            assert heard == [Attached(here.session.id, here.replica.applied_index)]
+
+    run(story)
+
+
 def test_an_answer_that_a_snapshot_brought_is_given() -> None:
     async def story() -> None:
         async with world() as here:

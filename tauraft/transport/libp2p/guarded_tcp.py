@@ -25,6 +25,8 @@ from libp2p.transport.tcp.tcp import TCP, TCPListener
 from libp2p.utils.multiaddr_utils import extract_ip_from_multiaddr
 from multiaddr import Multiaddr
 
+from tauraft.transport.forking import keep_from_children
+
 WRITE_TIMEOUT_S = 2.0
 _READ_BYTES = 64 << 10
 
@@ -34,6 +36,7 @@ class GuardedStream(ReadWriteCloser):  # type: ignore[misc]
 
     def __init__(self, inner: Any, write_timeout_s: float = WRITE_TIMEOUT_S) -> None:
         self._inner = inner
+        keep_from_children(inner.stream.socket)
         self._write_timeout_s = write_timeout_s
         self._buffer = b""
         self.closed = trio.Event()
@@ -116,12 +119,14 @@ class ExclusiveListener(TCPListener):  # type: ignore[misc]
         # The library binds with SO_REUSEPORT, which does not go together with our socket: ours makes room for it.
         probe.close()
         await super().listen(maddr)
+        for listener in self.listeners:
+            keep_from_children(listener.socket)
 
 
 def bind_exclusively(host: str, port: int) -> stdlib_socket.socket:
     """A bound, non-blocking TCP socket. Raises ``OpenConnectionError``."""
     family = stdlib_socket.AF_INET6 if ":" in host else stdlib_socket.AF_INET
-    sock = stdlib_socket.socket(family, stdlib_socket.SOCK_STREAM)
+    sock = keep_from_children(stdlib_socket.socket(family, stdlib_socket.SOCK_STREAM))
     try:
         sock.setblocking(False)
         sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEADDR, 1)
