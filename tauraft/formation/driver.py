@@ -254,7 +254,11 @@ class Formation:
     async def _take_up(self, chosen: Genesis) -> Formed | None:
         if Voter(self._request.peer_id, self._request.incarnation) in chosen.voters:
             return self._found_cluster(chosen)
-        return None  # chosen by others for others: their state "member" is met in the next round
+        # Chosen by others for others, who may have lost their proposer on the way: a voter that defers to this node would
+        # wait for ever. Told again each round; their state "member" is met then.
+        for voter in chosen.voters:
+            await self._call(voter.peer_id, messages.Chosen(chosen))
+        return None
 
     async def _join(self, via: str) -> Formed | None:
         asked: set[str] = set()
@@ -394,6 +398,13 @@ class Formation:
                 if self._membership is None:
                     return messages.NotLeader(None)
                 return await self._membership.join(message)
+            case messages.Chosen(genesis):
+                ours = Voter(self._request.peer_id, self._request.incarnation)
+                is_ours = ours in genesis.voters and genesis.namespace == self._namespace
+                if self._genesis is None and self._options.expect is not None and is_ours:
+                    self._found_cluster(genesis)
+                    self._heard.set()
+                return messages.HelloAnswer(self._report())
             case messages.Prepare() | messages.Accept():
                 if message.ballot.peer_id != sender:
                     return messages.BallotRefused(message.ballot, None)

@@ -133,15 +133,22 @@ class BallotRefused:
     promised: Ballot | None
 
 
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """To the voters of a genesis that a proposer which is none of them found chosen: begin. Answered with HelloAnswer."""
+
+    genesis: Genesis
+
+
 Message: TypeAlias = (
     Hello | HelloAnswer | JoinRequest | JoinAccepted | JoinRefused | NotLeader
-    | Prepare | Promise | Accept | Accepted | BallotRefused
+    | Prepare | Promise | Accept | Accepted | BallotRefused | Chosen
 )  # fmt: skip
 
 # Permanent: a tag is never given to another message.
 _TAGS: Final[dict[int, type[Any]]] = {
     1: Hello, 2: HelloAnswer, 3: JoinRequest, 4: JoinAccepted, 5: JoinRefused, 6: NotLeader,
-    7: Prepare, 8: Promise, 9: Accept, 10: Accepted, 11: BallotRefused,
+    7: Prepare, 8: Promise, 9: Accept, 10: Accepted, 11: BallotRefused, 12: Chosen,
 }  # fmt: skip
 _TAG_OF: Final = {kind: tag for tag, kind in _TAGS.items()}
 _CODECS: Final[dict[int, ValueCodec]] = {tag: compile_codec(kind) for tag, kind in _TAGS.items()}
