@@ -295,6 +295,8 @@ class _Watch(Generic[R]):
     def _entered(self) -> Subscription:
         if self._subscription is None:
             raise errors.InvalidArgument("use `with` (`async with`) to begin the watch first", option="watch")
+        if self._caller.is_forked:
+            raise errors.ForkedProcess("this watch was begun before a fork; make a new one in the child")
         return self._subscription
 
     def _take(self, subscription: Subscription) -> Any:

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from tauraft.errors import Compacted
+from tauraft_plugins.kv.fsm import KeyValue
+from tauraft_primitives.kv.messages import PutIf
 from tests.primitives.harness import Harness
 from tests.watch.board import Board, Clear, Note, Pin, PinMany
 
@@ -57,14 +59,16 @@ def test_the_systems_own_tables_are_left_out() -> None:
     assert log.table("tauraft.system/timers") is None
 
 
-def test_a_sessions_end_is_one_frame() -> None:
-    replica = Harness(Board)
+def test_a_sessions_end_is_one_frame_whatever_plugins_it_touches() -> None:
+    replica = Harness(Board, KeyValue)
     alice, log = replica.open(), replica.machine.change_log
     alice.run(PinMany("a", 5, "x"))
+    alice.run(PutIf("k", b"", attach=0))
     start = log.end
     alice.end()
     [frame] = log.frames(start)
-    assert len(frame.changes) == 5
+    assert {change[0] for change in frame.changes} == {"acme.board/notes", "tauraft.kv/kv", "tauraft.kv/attached"}
+    assert len(frame.changes) == 7
     assert frame.session is None
 
 

@@ -65,6 +65,19 @@ def test_revisions_and_versions_of_a_key(replica: Harness, alice: SessionOf) -> 
     assert (entry.created_revision, entry.version) == (third, 1)
 
 
+def test_a_conditional_put_refuses_what_differs(replica: Harness, alice: SessionOf) -> None:
+    first = alice.run(PutIf("k", b"1", if_revision=0)).value.revision
+    second = alice.run(PutIf("k", b"2", if_revision=first)).value
+    assert second.previous is not None
+    assert second.previous.value == b"1"
+    for stale in (0, first, second.revision + 1):
+        with pytest.raises(errors.CompareFailed):
+            alice.run(PutIf("k", b"3", if_revision=stale)).value  # noqa: B018
+    entry = replica.query(Get("k"))
+    assert entry is not None
+    assert entry.value == b"2"
+
+
 def test_a_ttl_runs_by_cluster_time_and_a_later_put_outlives_it(replica: Harness, alice: SessionOf) -> None:
     alice.run(Put("gone", b"", 5))
     alice.run(Put("kept", b"", 5))

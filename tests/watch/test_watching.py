@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -12,11 +13,13 @@ import trio
 
 from tauraft import errors
 from tauraft._blocking.primitives import Primitives
+from tauraft.bridge import Completions, Feed
 from tauraft.caller import AsyncCaller, Caller
+from tauraft.command_protocol import Events, Watching, WatchStart, encode_records
 from tauraft.fsm import TableName
 from tauraft.handle import Frame, RowChange, State
 from tauraft.primitives import AsyncPrimitives
-from tauraft.watch import WINDOW_BYTES
+from tauraft.watch import WINDOW_BYTES, Subscription, Subscriptions, watch_request
 from tests.session.machine_replica import MachineHost
 from tests.watch.board import BOARD, NOTES, AsyncBoard, Board, Clear, Note, Pin, PinMany
 
@@ -252,6 +255,87 @@ def test_leaving_or_closing_ends_whoever_waits(host: MachineHost) -> None:
         closed.start()
     closed.join(5)
     assert [type(error) for error in ended] == [errors.AlreadyClosed, errors.AlreadyClosed]
+
+
+def cut_links(cluster: Primitives, host: MachineHost) -> None:
+    def cut(_: object) -> None:
+        for end in list(host.service._ends):
+            end.fail("cut")
+
+    cluster._caller.engine.post(cut, None)
+
+
+def test_a_watch_goes_on_after_its_link_was_cut(cluster: Primitives, host: MachineHost) -> None:
+    with cluster.watch(NOTES) as watch:
+        revisions = []
+        for number in range(20):
+            revisions.append(cluster.submit(Pin("a", str(number))))
+            cut_links(cluster, host)
+        assert [watch.next(5).revision for _ in revisions] == revisions
+
+
+def test_a_cursor_of_another_cluster_is_told_the_state(cluster: Primitives, host: MachineHost) -> None:
+    assert host.replica is not None
+    with cluster.watch(NOTES) as watch:
+        cluster.submit(Pin("a", "x"))
+        assert isinstance(watch.next(5), Frame)
+        host.replica.cluster_id = b"healed"
+        cut_links(cluster, host)
+        state = watch.next(5)
+        assert isinstance(state, State)
+        assert [key for key, _ in state.rows] == ["a"]
+        cut_links(cluster, host)
+        later = cluster.submit(Pin("b", "x"))
+        assert watch.next(5).revision == later
+
+
+class Deaf:
+    """A link that only notes what is said."""
+
+    peer_id, is_local = "A", False
+
+    def __init__(self) -> None:
+        self.said: list[Any] = []
+
+    def send(self, message: Any) -> None:
+        self.said.append(message)
+
+    def close(self) -> None: ...
+
+
+def test_of_a_link_that_breaks_inside_a_frame_the_whole_ones_before_it_are_not_asked_for_again() -> None:
+    link = Deaf()
+    request = watch_request(NOTES, key=None, low=None, high=None, since_revision=None, with_state=False)
+    subscription = Subscription(request, lambda taken: Feed(Completions(lambda: None), taken))
+    subscriptions = Subscriptions()
+    subscriptions.link_up(link)
+    subscriptions.open(subscription, 7, lambda error: None)
+    subscriptions.watching(Watching(7, 10, 1, b"c"))
+    whole, part = (False, True, 11, 5, 0, [[b"k", None, b"n"]]), (False, False, 12, 5, 0, [[b"k", None, b"n"]])
+    subscriptions.events(Events(7, 11, 2, encode_records([whole, part])))
+    subscriptions.link_down()
+    subscriptions.link_up(link)
+    again = link.said[-1]
+    assert (again.start, again.since, again.cluster_id) == (WatchStart.CURSOR, 11, b"c")
+    subscriptions.watching(Watching(7, 11, 3, b"c"))
+    subscriptions.events(Events(7, 12, 3, encode_records([part, (False, True, 12, 5, 0, [[b"l", None, b"n"]])])))
+    assert [arrived[1] for arrived in iter(subscription.feed.take, None)] == [11, 12]
+
+
+def test_a_watch_is_refused_in_a_forked_child(cluster: Primitives) -> None:
+    with cluster.watch(NOTES) as watch:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                watch.next(5)
+            except errors.ForkedProcess:
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        cluster.submit(Pin("a", "x"))
+        assert isinstance(watch.next(5), Frame)
 
 
 @either_loop
