@@ -320,6 +320,8 @@ class Projection:
     def _write_block(self, frames: Sequence[RevisionChanges], batch: _Batch, stand: Stand) -> None:
         files, database = self._files, self._database
         known = 0 if files is None else files.stand.revision
+        if stand.revision < known:
+            return  # applied again, and recorded before: where history stands must not go back
         lines = change_lines([frame for frame in frames if frame.revision > known], batch.shapes)
         with self._costs_only_history():
             if files is not None and files.stand != stand:

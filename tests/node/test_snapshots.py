@@ -91,7 +91,14 @@ def test_the_digest_is_folded_up_before_the_view_is_taken(
     mover: SnapshotMover, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(snapshots, "ROWS_A_FOLD", 50)
-    replica = filled(1_000)
+    replica = filled(1)
+    tables, table = replica.machine.tables, replica.fsm(KeyValue).kv
+    tables.begin()
+    tables.writer = KeyValue.fsm_name
+    for number in range(1_000):
+        table[f"k{number}"] = table["k0000"]
+    tables.commit()
+    assert tables.stale_rows >= 1_000
     left = []
     freeze = Machine.freeze
 
@@ -151,8 +158,13 @@ def test_a_disk_that_is_full_when_a_snapshot_has_arrived_drops_it(
         raise StorageFull("/snapshots: no space left")
 
     monkeypatch.setattr(SnapshotReceiver, "commit", full)
-    assert fetched(mover, new_mover(), meta, Machine(replica.registry)) == []
+    here = new_mover()
+    waiting: list[Callable[[], Any]] = []
+    here.spawn = waiting.append
+    assert fetched(mover, here, meta, Machine(replica.registry)) == []
+    trio.run(waiting.pop())
     assert "no space left" in caplog.text
+    assert here._ready is None
     monkeypatch.undo()
     assert len(fetched(mover, new_mover(), meta, Machine(replica.registry))) == 1
 

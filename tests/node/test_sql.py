@@ -16,6 +16,7 @@ import trio
 from tauraft.errors import Compacted, Refused, TooLarge, Unavailable
 from tauraft.fsm import FSM, Command, Context, Table, applies
 from tauraft.node import sql
+from tauraft.node.replica import Item
 from tauraft.node.sql import Projection
 from tauraft.sql_values import unpack_rows
 from tauraft.storage.file_system import RealFileSystem
@@ -249,6 +250,37 @@ def test_entries_applied_again_are_recorded_once(tmp_path: Path) -> None:
         desk.replica.open().run(Put("k", b"last"))
         found = desk.ask("SELECT count(*), count(DISTINCT revision) FROM history WHERE view = 'tauraft_kv_kv'")
         assert found == [(21, 21)]
+        assert desk.projection.gaps == 0
+
+
+@pytest.mark.parametrize("block", [1, 4_096])
+def test_an_entry_of_which_a_crash_left_a_part_is_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(sql, "FLUSH_CHANGES", 1)
+
+    def commit(desk: Desk) -> None:
+        """Three commands in one entry."""
+        session, registry = desk.replica.open(), desk.replica.registry
+        puts = [Put("k", b"%d" % number) for number in range(3)]
+        items = [Item(session.id, 1 + n, 0, 0, registry.encode(put), None) for n, put in enumerate(puts)]
+        desk.replica.commit(items)
+
+    with desk_at(tmp_path) as desk:
+        commit(desk)
+        trio.run(desk.projection.flush)
+    (live,) = tmp_path.glob("*.tsv")
+    content = live.read_bytes()
+    lines = content.splitlines(keepends=True)
+    heads = [place for place, one in enumerate(lines) if one.split(b"\t")[2] == b"#"]
+    live.write_bytes(b"".join(lines[: heads[-1]]))  # the last block of the entry never came to the disk
+    monkeypatch.setattr(sql, "FLUSH_CHANGES", block)
+    with desk_at(tmp_path) as desk:
+        commit(desk)
+        found = desk.ask(
+            "SELECT value ->> 'value', count(*) FROM history WHERE view = 'tauraft_kv_kv' GROUP BY 1 ORDER BY 1"
+        )
+        assert found == [("0", 1), ("1", 1), ("2", 1)]
         assert desk.projection.gaps == 0
 
 
