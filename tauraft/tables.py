@@ -15,6 +15,7 @@ Not thread-safe: all of it belongs to the engine's loop.
 
 from __future__ import annotations
 
+import atexit
 import gc
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -334,6 +335,9 @@ def load_rows(tables: Iterable[Table[Any, Any]], rows: Iterable[tuple[str, bytes
             # Rows hold no cycles, and the collector looks at each of them in every full pass: with a million of them,
             # six passes of up to 0.4 s while they are read, all with the GIL (docs/decisions/0011).
             gc.freeze()
+            # At exit it has to see them again: extension modules complain of what was never freed.
+            atexit.unregister(gc.unfreeze)
+            atexit.register(gc.unfreeze)
     return LoadedRows({name: loaded for name, (loaded, _, _) in found.items()}, digest % _MODULUS)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from random import Random
 from typing import Any
 
@@ -199,3 +201,17 @@ def test_keys_of_a_range_are_counted() -> None:
     write(tables, table, dict.fromkeys("abcde", 1))
     for low, high in ((None, None), ("b", None), (None, "b"), ("b", "d"), ("aa", "dd"), ("d", "b"), ("x", None)):
         assert table.count(low, high) == len(list(table.range(low, high))), (low, high)
+
+
+def test_a_process_that_read_many_rows_leaves_without_complaint() -> None:
+    """Frozen objects would be reported as leaks by extension modules, on stderr."""
+    story = """
+import duckdb
+from tauraft import tables
+tables.ROWS_A_FREEZE = 10
+table = tables.Table("acme", "rows", int, int)
+rows = [(table.name, table.key_codec.encode(n), table.row_codec.encode(n)) for n in range(100)]
+assert len(tables.load_rows([table], rows).rows[table.name]) == 100
+"""
+    done = subprocess.run([sys.executable, "-c", story], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stderr == ""
