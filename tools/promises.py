@@ -352,7 +352,9 @@ class Copy:
                 process.wait()
             output.seek(0)
             text = output.read()
-        failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - (.*))?$", text, flags=re.MULTILINE)
+        # Only what stands under the summary's heading: log records of a failed test begin with ERROR, too.
+        summary = text.rpartition("short test summary info")[2]
+        failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - (.*))?$", summary, flags=re.MULTILINE)
         return Run(process.returncode == 0, dict(failed), text, time.monotonic() - began)
 
 

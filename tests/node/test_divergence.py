@@ -12,6 +12,7 @@ from tauraft.core.messages import Member
 from tauraft.errors import DataDirectoryError, Suspended
 from tauraft.fsm import FSM, Command, Context, Query, Table, answers, applies
 from tauraft.node.divergence import ROWS_BETWEEN, Checkpoints, Jury, Verdict
+from tauraft.node.opening import load_member
 from tauraft.simulator.world import SimulatedNode, World, run_world
 from tests.primitives.harness import SECOND_NS, Harness
 
@@ -196,6 +197,8 @@ def test_a_replica_that_differs_from_the_majority_halts_and_stays_halted(leads: 
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         assert isinstance(error, DataDirectoryError) and "not that of the majority" in str(error)
+        with pytest.raises(DataDirectoryError, match="halted for good"):
+            load_member(world.nodes[0].disk, "/node")
         assert all(node.is_up for node in world.nodes[1:])
 
     play((1, 0, 0), story)

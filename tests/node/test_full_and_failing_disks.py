@@ -67,12 +67,13 @@ def test_a_leader_whose_disk_is_full_makes_way_and_the_cluster_serves_on() -> No
             make_full(full)
             await fill(world, client, 30)
             assert suspended(full) and full.is_up
+            assert full.replica is not None and not full.replica.is_leader
             leader = await world.wait_for_leader()
             assert leader is not full
             await client.submit(Put("meanwhile", b"2"))
             make_room(full)
             await world.wait_until(lambda: not suspended(full))
-            assert full.replica is not None and leader.replica is not None
+            assert leader.replica is not None
             there, here = leader.replica.machine, full.replica.machine
             await world.wait_until(lambda: here.applied_index >= there.applied_index)
             assert here.tables.digest() == there.tables.digest()

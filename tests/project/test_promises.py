@@ -10,7 +10,7 @@ from tools import promises
 from tools.promises import Guard, Malformed, Promise, Section
 
 RULE = "def allowed(token: int, greatest: int) -> bool:\n    return token >= greatest\n"
-TEST = "from tauraft import rule\n\n\ndef test_stale():\n    assert not rule.allowed(1, 2)\n\n\ndef test_nothing():\n    pass\n"
+TEST = "import logging\n\nfrom tauraft import rule\n\n\ndef test_stale():\n    logging.error('a log is no summary')\n    assert not rule.allowed(1, 2)\n\n\ndef test_nothing():\n    pass\n"
 
 
 def test_every_entry_names_tests_and_edits_that_exist() -> None:

@@ -151,6 +151,7 @@ def test_handshakes_at_once_are_bounded_and_slow_ones_end() -> None:
             one_more.setblocking(False)
             await anyio.wait_readable(one_more)
             assert one_more.recv(1) == b""
+            assert listener.handshakes == lanes.MAX_HANDSHAKES, "turned away, not given up with the others"
             await wait_until(lambda: listener.handshakes == 0, "they are given up")
             for sock in (*mute, one_more):
                 sock.close()
