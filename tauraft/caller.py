@@ -244,6 +244,8 @@ class _CallerCore:
         return now
 
     def now(self) -> float:
+        """Raises Shutdown and its kinds: what begins with a look at the clock goes no further than what begins with a command."""
+        self._must_be_open()
         return self.now_ns() / 1e9
 
     def tenure(self, *, ttl: float | None, started: float, renewal: Command[Any] | None) -> EngineTenure:

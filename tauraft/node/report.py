@@ -67,6 +67,8 @@ def trouble(replica: LocalReplica) -> str:
     since = replica.leaderless_since_ns
     if replica.driver.leader is not None or replica.driver.clock_ns() - since < SPEAK_AFTER_NS:
         return ""
+    if replica.driver.suspension is not None:
+        return replica.driver.suspension.reason
     membership = replica.driver.raft.membership
     if replica.me not in membership.all_members():
         return "waiting: this node is no member any more, and nobody has let it in again"
@@ -82,7 +84,7 @@ def warnings(replica: LocalReplica) -> list[str]:
     """What an operator should know, most pressing first."""
     said = [trouble(replica)] if trouble(replica) else []
     driver = replica.driver
-    if driver.suspension is not None:
+    if driver.suspension is not None and driver.suspension.reason not in said:
         said.append(driver.suspension.reason)
     if driver.is_tail_suspect:
         said.append(

@@ -50,6 +50,7 @@ class Nodes:
         made = self.start(*names, **options)
         eventually(lambda: roles(made[0]) == ["voter"] * len(made), "all are voters")
         eventually(lambda: len({c.leader and c.leader.peer_id for c in made} - {None}) == 1, "all name one leader")
+        eventually(lambda: "learner" not in {c.state for c in made}, "each has heard that it votes")
         return sorted(made, key=lambda cluster: not cluster.is_leader)
 
     def again(self, closed: tauraft.Cluster) -> tauraft.Cluster:

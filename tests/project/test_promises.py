@@ -31,7 +31,7 @@ def tree(root: Path, entries: str) -> list[Promise]:
     (root / "tauraft/rule.py").write_text(RULE)
     (root / "tests/test_rule.py").write_text(TEST)
     (root / "pyproject.toml").write_text(
-        '[tool.pytest.ini_options]\npythonpath = ["."]\naddopts = "-p no:cacheprovider"\n'
+        '[tool.pytest.ini_options]\npythonpath = ["."]\naddopts = "-p no:cacheprovider -p no:tauraft"\n'
     )
     (root / "tests/promises/room.toml").write_text(entries)
     return promises.promises(root)
