@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Generic, Literal, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, overload
 
 from tauraft.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    import pyarrow
 
 R = TypeVar("R")
 
@@ -131,11 +134,21 @@ class Page(Sequence[R], Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class Rows(Sequence[tuple[Any, ...]]):
-    """What a query of SQL gave. ``applied_index``: the projection had reached it."""
+    """What a query of SQL gave. ``applied_index``: the projection had reached it; ``types``: DuckDB's, a name a column."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
     applied_index: int
+    types: tuple[str, ...] = ()
+
+    def to_arrow(self) -> pyarrow.Table:
+        """As a table of Arrow, from which any data frame is made: ``to_arrow().to_pandas()``, ``polars.from_arrow(...)``.
+
+        Needs the extra ``tauraft[arrow]``; raises ``ModuleNotFoundError`` where it is not installed. Instants are in UTC.
+        """
+        from tauraft.arrow import table_of
+
+        return table_of(self.columns, self.types, self.rows)
 
     @overload
     def __getitem__(self, place: int) -> tuple[Any, ...]: ...

@@ -278,7 +278,7 @@ class Primitives:
         }
         told = self._caller.call("sql", arguments, seconds)
         rows = tuple(row for chunk in told["chunks"] for row in unpack_rows(chunk))
-        return Rows(tuple(told["columns"]), rows, told["applied_index"])
+        return Rows(tuple(told["columns"]), rows, told["applied_index"], tuple(told.get("types", ())))
 
     def status(self) -> Status:
         """What the replica this facade is attached to knows of itself and its cluster."""

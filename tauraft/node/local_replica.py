@@ -527,7 +527,12 @@ class LocalReplica:
             arguments["query"], from_wire(arguments["parameters"]), as_of_from_wire(arguments.get("as_of"))
         )
         told = await self._projection.ask(question, seconds)
-        return {"columns": list(told.columns), "chunks": list(told.chunks), "applied_index": told.index}
+        return {
+            "columns": list(told.columns),
+            "types": list(told.types),
+            "chunks": list(told.chunks),
+            "applied_index": told.index,
+        }
 
     async def _confirm_read(self) -> None:
         while True:

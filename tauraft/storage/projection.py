@@ -81,6 +81,7 @@ class Question:
 @dataclass(frozen=True, slots=True)
 class Told:
     columns: tuple[str, ...]
+    types: tuple[str, ...]  # DuckDB's names of them
     chunks: tuple[bytes, ...]  # as ``sql_values.unpack_rows`` takes them
     index: int
 
@@ -321,7 +322,8 @@ def _fetch(cursor: duckdb.DuckDBPyConnection, question: Question) -> Told:
     parameters = list(question.parameters)
     query = _with_zoneless_times(cursor, quote_at(question.query), parameters)
     cursor.execute(query, parameters)
-    columns = tuple(column[0] for column in cursor.description or ())
+    described = cursor.description or ()
+    columns, types = tuple(column[0] for column in described), tuple(str(column[1]) for column in described)
     chunks, rows, size = [], 0, 0
     while chunk := cursor.fetchmany(_CHUNK_ROWS):
         try:
@@ -337,7 +339,7 @@ def _fetch(cursor: duckdb.DuckDBPyConnection, question: Question) -> Told:
                 "add LIMIT, or let SQL do the counting",
                 option="query",
             )
-    return Told(columns, tuple(chunks), index)
+    return Told(columns, types, tuple(chunks), index)
 
 
 def _with_zoneless_times(cursor: duckdb.DuckDBPyConnection, query: str, parameters: list[Any]) -> str:
