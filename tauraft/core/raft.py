@@ -621,6 +621,10 @@ class Raft:
                 commit_term,
             )
         )
+        if request.is_pre_vote and not is_granted and self.role is Role.PRE_CANDIDATE:
+            # Whoever asks has lost the leader too, and may have ignored our question while it had not. Its shorter log
+            # cannot win: without asking again, both would sit out a time-out.
+            self.send_now(self._vote_request(request.sender, self.term + 1, is_pre_vote=True, is_transfer=False))
 
     def _yields_to(self, request: VoteRequest) -> bool:
         log = self.log
@@ -693,18 +697,11 @@ class Raft:
         send = self.send_now if is_pre_vote else self.send_after_persist
         for member in sorted(self.membership.voters | self.membership.outgoing):
             if member != self.me:
-                send(
-                    VoteRequest(
-                        self.me,
-                        member,
-                        term,
-                        self.cluster_id,
-                        self.log.last_index,
-                        self.log.last_term,
-                        is_pre_vote,
-                        is_transfer,
-                    )
-                )
+                send(self._vote_request(member, term, is_pre_vote, is_transfer))
+
+    def _vote_request(self, to: Member, term: Term, is_pre_vote: bool, is_transfer: bool) -> VoteRequest:
+        log = self.log
+        return VoteRequest(self.me, to, term, self.cluster_id, log.last_index, log.last_term, is_pre_vote, is_transfer)
 
     def become_follower(self, term: Term, leader: Member | None) -> None:
         self._enter_term(term)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tauraft.core.messages import (
     Append,
     AppendReply,
@@ -119,6 +121,24 @@ def test_who_lost_the_leaders_connection_asks_at_once_and_wins_only_if_the_other
     network.settle()
     assert len(network.leaders()) == 2, "a has not noticed yet"
     assert network["b"].term == network["c"].term == 2
+
+
+@pytest.mark.parametrize("first", ["b", "c"])
+def test_who_noticed_first_and_has_the_longer_log_wins_without_waiting(first: str) -> None:
+    network = Network("abc")
+    network.elect("a")
+    network.isolate("c")
+    network["a"].propose(b"only b has it")
+    network.settle()
+    network.heal()
+    network.isolate("a")
+    second = "c" if first == "b" else "b"
+    network[first].leader_connection_lost()
+    network.settle()
+    assert network.leaders() == ["a"], "the other one still counts on the leader"
+    network[second].leader_connection_lost()
+    network.settle()
+    assert sorted(network.leaders()) == ["a", "b"]
 
 
 def test_with_leases_a_closed_connection_means_nothing() -> None:
