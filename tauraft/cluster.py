@@ -61,7 +61,7 @@ class AsyncCluster(AsyncPrimitives):
         *,
         data_dir: Path | None = UNSET,
         preset: Literal["local", "regional", "global"] = UNSET,
-        storage: Literal["segment", "duckdb", "memory"] = UNSET,
+        storage: Literal["segment", "duckdb", "memory"] | str = UNSET,
         listen: Sequence[str] = UNSET,
         peers: Sequence[str] = UNSET,
         discovery: Sequence[str] = UNSET,

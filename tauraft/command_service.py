@@ -80,6 +80,7 @@ GATHER_NS: Final = 50 * MILLISECOND_NS  # keepalives within this time share one 
 DEFAULT_TTL_NS: Final = 10_000 * MILLISECOND_NS
 MAX_PENDING: Final = 65_536
 MAX_CALLS: Final = 64
+MAX_PART_DEPTH: Final = 8  # of transactions in transactions: what is nested deeper is refused when applied
 MAX_SESSIONS_OF_A_LINK: Final = 1024
 DEATH_WATCH_S: Final = 10.0
 
@@ -132,6 +133,7 @@ class CommandService:
     """Serves clients from one replica. ``run`` must be running; ``clock`` is monotonic, in ns.
 
     ``at_end_of_turn`` (``Engine.at_end_of_turn``) spares what links of this process say a pass of the loop.
+    ``authority``: asked about each request, (peer id, action) -> why it is refused.
     """
 
     def __init__(
@@ -141,8 +143,10 @@ class CommandService:
         *,
         max_pending: int = MAX_PENDING,
         at_end_of_turn: Callable[[Callable[[], object]], object] | None = None,
+        authority: Callable[[str, str], errors.Refused | None] | None = None,
     ) -> None:
         self._at_end_of_turn = at_end_of_turn
+        self._authority = authority
         self._replica = replica
         self._clock = clock
         self._max_pending = max_pending
@@ -175,7 +179,7 @@ class CommandService:
             Close: self._close,
             Ask: self._ask,
             Call: self._call,
-            Watch: self._watches.watch,
+            Watch: self._watch,
             Credit: self._watches.credit,
             Unwatch: self._watches.unwatch,
         }
@@ -435,10 +439,31 @@ class CommandService:
     def _submit(self, end: _ClientEnd, message: Submit) -> None:
         if not self._is_attached(end, message.session):
             return
+        refusal = self._refusal(end, "submit", message.payload, message.message)
+        if refusal is not None:
+            end.deliver(Failed(0, message.session, message.sequence, errors.encode(refusal)))
+            return
         item = Item(
             message.session, message.sequence, message.acked_below, message.wait_ns, message.payload, message.message
         )
         self._take(end, item, is_withdrawal=False)
+
+    def _refusal(
+        self, end: _ClientEnd, verb: str, payload: bytes, message: Any, depth: int = 0
+    ) -> errors.Refused | None:
+        """Why plugins forbid it, if they do; of what runs others, they are asked about each of these."""
+        if self._authority is None or depth > MAX_PART_DEPTH:  # nested deeper it is not run
+            return None
+        try:
+            message = self._replica.decode(payload) if message is None else message
+            parts = [part for field in message.encoded_parts for part in getattr(message, field)]
+        except errors.InvalidCommand:
+            return None  # refused as that, on its further way
+        if message.fsm != system.SYSTEM:
+            refusal = self._authority(end.peer_id, f"{verb}:{message.fsm}/{message.tag}")
+            if refusal is not None:
+                return refusal
+        return next(filter(None, (self._refusal(end, verb, part, None, depth + 1) for part in parts)), None)
 
     def _withdraw(self, end: _ClientEnd, message: Withdraw) -> None:
         if not self._is_attached(end, message.session):
@@ -533,6 +558,10 @@ class CommandService:
         if suspension is not None and not (suspension.serves_stale and ask.consistency == "stale"):
             self._fail_request(end, ask.request, suspension.error())
             return
+        refusal = self._refusal(end, "query", ask.payload, ask.message)
+        if refusal is not None:
+            self._fail_request(end, ask.request, refusal)
+            return
         self._asked += 1
         if ask.consistency == "stale":
             self._replica.when_applied(ask.seen_index, lambda: self._serve(end, ask))
@@ -578,10 +607,22 @@ class CommandService:
     def _fail_request(self, end: _ClientEnd, request: int, error: errors.TauraftError) -> None:
         end.deliver(Failed(request, 0, 0, errors.encode(error)))
 
+    def _watch(self, end: _ClientEnd, watch: Watch) -> None:
+        refusal = None if self._authority is None else self._authority(end.peer_id, f"watch:{watch.table}")
+        if refusal is not None:
+            self._fail_request(end, watch.watch, refusal)
+        else:
+            self._watches.watch(end, watch)
+
     def _call(self, end: _ClientEnd, call: Call) -> None:
         if end.calls >= MAX_CALLS or self._nursery is None:
             self._fail_request(end, call.request, errors.Overloaded("too many calls are under way", retry_after=1.0))
             return
+        if self._authority is not None:
+            refusal = self._authority(end.peer_id, f"call:{call.method}")
+            if refusal is not None:
+                self._fail_request(end, call.request, refusal)
+                return
         end.calls += 1
         self._nursery.start_soon(self._run_call, end, call)
 

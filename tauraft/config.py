@@ -48,7 +48,7 @@ class ClusterOptions:
     namespace: str
     data_dir: str | None = None
     preset: Literal["local", "regional", "global"] = "regional"
-    storage: Literal["segment", "duckdb", "memory"] = "segment"
+    storage: str = "segment"
     listen: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
     discovery: tuple[str, ...] = ("local",)
@@ -90,7 +90,7 @@ class NodeOptions:
 
     data_dir: str = ""
     preset: Literal["local", "regional", "global"] = "regional"
-    storage: Literal["segment", "duckdb", "memory"] = "segment"
+    storage: str = "segment"
     listen: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
     discovery: tuple[str, ...] = ("local",)
@@ -337,9 +337,25 @@ def _multiaddrs(where: str, value: Any) -> tuple[str, ...]:
 def _discoverers(where: str, value: Any) -> tuple[str, ...]:
     found = _texts(where, value)
     for name in found:
-        if name != "local":
-            raise _refuse(where, f"there is no discoverer {name!r}; there is 'local', and peers= for addresses")
+        if name != "local" and not _is_a_plugins(name):
+            raise _refuse(
+                where,
+                f"there is no discoverer {name!r}; there is 'local', peers= for addresses, and what plugins bring under names "
+                "with a dot",
+            )
     return found
+
+
+def _storage(where: str, value: Any) -> str:
+    text = _text(where, value)
+    if text not in ("segment", "duckdb", "memory") and not _is_a_plugins(text):
+        raise _refuse(where, f"{text!r} is none of segment, duckdb, memory, nor a plugin's name with a dot")
+    return text
+
+
+def _is_a_plugins(name: str) -> bool:
+    """``acme.dns``: what plugins bring is named as their state machines are. Whether one does is found at the start."""
+    return "." in name and all(part.isidentifier() for part in name.split("."))
 
 
 def _keys(where: str, value: Any) -> tuple[bytes, ...]:
@@ -365,7 +381,7 @@ def _plugins(where: str, value: Any) -> tuple[object, ...]:
 _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "data_dir": _optional(_path),
     "preset": _choice(*PRESETS),
-    "storage": _choice("segment", "duckdb", "memory"),
+    "storage": _storage,
     "listen": _multiaddrs,
     "peers": _multiaddrs,
     "addresses": _multiaddrs,

@@ -57,6 +57,8 @@ class Message(Generic[R_co]):
     __slots__ = ()
     fsm: ClassVar[str]  # where it goes: a client needs no FSM class to send it
     tag: ClassVar[str]  # its permanent name on the wire and on disk: survives renaming
+    # Fields with the encoded messages that its handler runs (``context.run``): ``tauraft_authorize`` is asked about each.
+    encoded_parts: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, *, fsm: str | None = None, tag: str | None = None) -> None:
         super().__init_subclass__()

@@ -51,7 +51,7 @@ def load_plugins(given: Sequence[object] = (), *, autoload: bool | None = None) 
         if isinstance(plugin, type) and issubclass(plugin, FSM):
             registry.add(plugin)
         else:
-            _register(manager, plugin, getattr(plugin, "__name__", repr(plugin)))
+            _register(manager, plugin, getattr(plugin, "__name__", type(plugin).__name__))
     for fsms in manager.hook.tauraft_fsms():
         for fsm in fsms:
             if not (isinstance(fsm, type) and issubclass(fsm, FSM)):
@@ -77,10 +77,12 @@ def _register(manager: pluggy.PluginManager, plugin: object, name: str) -> None:
             f"{name} is no plugin: it has no hook such as tauraft_fsms, and is no FSM class", option="plugins"
         )
     try:
-        manager.register(plugin, name)
+        # Two objects of one class may be given: pluggy's own names tell them apart.
+        manager.register(plugin, f"{name} {id(plugin):x}")
         manager.check_pending()
     except (pluggy.PluginValidationError, ValueError) as error:
-        raise InvalidOption(f"the plugin {name} does not fit: {error}", option="plugins") from error
+        why = " ".join(str(error).split())
+        raise InvalidOption(f"the plugin {name} does not fit: {why}", option="plugins") from error
 
 
 class Registry:

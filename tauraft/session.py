@@ -563,6 +563,11 @@ class Session:
             self._retry_later(submission)
             return
         del self._outstanding[failed.sequence]
+        if error.code == "not-authorized" and submission.times_sent > 1:
+            # By this replica, now; one that was asked earlier may have let it pass.
+            error = errors.Unavailable(
+                f"sent again, it was refused: {error}; it may still take effect", outcome="unknown"
+            )
         submission.finish(None, error)
 
     def _retry_later(self, submission: Submission) -> None:

@@ -62,7 +62,7 @@ class Cluster(Primitives):
         *,
         data_dir: Path | None = UNSET,
         preset: Literal["local", "regional", "global"] = UNSET,
-        storage: Literal["segment", "duckdb", "memory"] = UNSET,
+        storage: Literal["segment", "duckdb", "memory"] | str = UNSET,
         listen: Sequence[str] = UNSET,
         peers: Sequence[str] = UNSET,
         discovery: Sequence[str] = UNSET,

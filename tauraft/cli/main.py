@@ -146,12 +146,14 @@ def targeted(function: Any) -> Any:
 
 
 class LazyGroup(click.Group):
+    """Ours by the table above, and those of installed plugins (``tauraft_cli``), which are asked only when they may be meant."""
+
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return [*COMMANDS, *sorted(self._of_plugins())]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
-            return None
+            return self._of_plugins().get(cmd_name)
         module, _, name = COMMANDS[cmd_name][0].partition(":")
         found: click.Command = getattr(importlib.import_module(module), name)
         return found
@@ -159,6 +161,32 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, help_text) for name, (_, help_text) in COMMANDS.items()])
+        from tauraft.errors import TauraftError
+
+        try:
+            theirs = sorted(self._of_plugins().items())
+        except TauraftError as error:  # help is for those who are in trouble
+            formatter.write_paragraph()
+            formatter.write_text(f"The commands of plugins are missing here: {error}")
+            return
+        if theirs:
+            with formatter.section("Commands of plugins"):
+                formatter.write_dl([(name, command.get_short_help_str(limit=80)) for name, command in theirs])
+
+    def _of_plugins(self) -> dict[str, click.Command]:
+        from tauraft.errors import InvalidOption
+        from tauraft.plugin_manager import load_plugins
+
+        theirs = click.Group()
+        load_plugins().hooks.tauraft_cli(group=theirs)
+        taken = sorted(COMMANDS.keys() & theirs.commands.keys())
+        if taken:
+            raise InvalidOption(
+                f"a plugin brings the command {taken[0]!r} (tauraft_cli), which is tauraft's own: uninstall it, or have it "
+                "renamed",
+                option="plugins",
+            )
+        return dict(theirs.commands)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

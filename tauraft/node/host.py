@@ -28,9 +28,11 @@ from tauraft.discovery.discovery import Discoverer
 from tauraft.discovery.local_host import LocalHostDiscoverer
 from tauraft.discovery.static import StaticDiscoverer
 from tauraft.engine import Engine
-from tauraft.errors import PluginMissing, TauraftError
+from tauraft.errors import InvalidOption, PluginMissing, TauraftError
 from tauraft.formation.driver import formation_namespace
+from tauraft.hookspecs import DiscoveryConfig, NodeInfo, TransportConfig
 from tauraft.node.clock import Clock
+from tauraft.node.hook_calls import HookCalls
 from tauraft.node.namespace import ASKED_OPTIONS, Namespace, only
 from tauraft.node.snapshots import ParquetRows, PlainRows, RowFile
 from tauraft.plugin_manager import Registry, load_plugins
@@ -60,6 +62,7 @@ async def open_host(options: ClusterOptions, engine: Engine) -> AsyncIterator[Na
         open_namespace(node, options) as opened,
     ):
         yield opened
+        await node.hook_calls.node_stopping(node)  # while its one namespace is there
 
 
 @asynccontextmanager
@@ -71,6 +74,7 @@ async def open_node(options: NodeOptions, engine: Engine, *, namespace: str = ""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.run)
             yield node
+            await node.hook_calls.node_stopping(node)
             await node.close()
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
@@ -102,6 +106,7 @@ class NodeHost:
         self.options = options
         self.engine = engine
         self.registry, self.clock, self.random = registry, clock, random
+        self.hook_calls = HookCalls(registry.hooks)
         self.is_settled = trio.Event()  # it is the node, or stands by
         # What a plugin list asks for must be there; what is merely installed need not be (an upgrade under way).
         self.required_plugins = _names_of(options.plugins)
@@ -112,6 +117,7 @@ class NodeHost:
         self._nursery: trio.Nursery | None = None
         self._local: LocalSocketServer | None = None
         self._namespaces: dict[str, Namespace] = {}
+        self._discoverers: dict[str, list[Discoverer]] = {}
         self._known: set[str] = set()
         self._lock_wanted = trio.Event()
         self._stopped_since_ns: int | None = None
@@ -140,6 +146,10 @@ class NodeHost:
         if self._transport is not None:
             return self._transport.addresses
         return next((own for one in self._namespaces.values() if (own := one.seen.own_addresses)), ())
+
+    @property
+    def namespaces(self) -> Mapping[str, Namespace]:
+        return self._namespaces
 
     @property
     def machine_id(self) -> str:
@@ -182,15 +192,30 @@ class NodeHost:
         return work()
 
     def discoverers(self, namespace: str) -> list[Discoverer]:
-        found: list[Discoverer] = []
-        if self.is_in_memory:
-            return found
-        if "local" in self.options.discovery:
+        """Made anew, for a namespace that starts. Raises ``InvalidOption`` for one that nobody brings."""
+        options, found = self.options, list[Discoverer]()
+        if not self.is_in_memory and "local" in options.discovery:
             directory = Path(state_directory()) / "peers" / encode_namespace(namespace)
             found.append(LocalHostDiscoverer(directory))
-        if self.options.peers:
-            found.append(StaticDiscoverer(self.options.peers))
+        if not self.is_in_memory and options.peers:
+            found.append(StaticDiscoverer(options.peers))
+        theirs = {name for name in options.discovery if "." in name}
+        if theirs:
+            config = DiscoveryConfig(namespace, options.discovery, options.peers, self._data_dir)
+            brought = [one for some in self.registry.hooks.tauraft_discoverers(config=config) for one in some]
+            found += [one for one in brought if one.name in theirs]
+            missing = sorted(theirs - {one.name for one in brought})
+            if missing:
+                raise InvalidOption(
+                    f"discovery={missing[0]!r}: no plugin of this process brings it; install or give the one that does",
+                    option="discovery",
+                )
+        self._discoverers[namespace] = found
         return found
+
+    @property
+    def _data_dir(self) -> str | None:
+        return None if self._directory is None else self._directory.path
 
     def is_known(self, peer_id: str) -> bool:
         """We looked for that peer: it was found, named or a member, and did not merely knock."""
@@ -201,7 +226,7 @@ class NodeHost:
         return any(
             found.peer_id == peer_id
             for namespace in self._namespaces
-            for discoverer in self.discoverers(namespace)
+            for discoverer in self._discoverers.get(namespace, ())
             for found in discoverer.look()
         )
 
@@ -240,6 +265,7 @@ class NodeHost:
         name = namespace.options.namespace
         if self._namespaces.get(name) is namespace:
             del self._namespaces[name]
+            self._discoverers.pop(name, None)
             if self._local is not None:
                 self._local.stop_serving(name)
         await namespace.end()
@@ -313,8 +339,10 @@ class NodeHost:
                     self._local.serve_others(self._open_for_another)
                     self._local.refuse = self._refuse
                     nursery.start_soon(self._local.run)
+                nursery.start_soon(self.hook_calls.run, self)
                 for namespace in list(self._namespaces.values()):
                     self._start(namespace)
+                self.hook_calls.node_started(NodeInfo(transport.peer_id, transport.addresses, self._data_dir))
                 try:
                     await trio.sleep_forever()
                 finally:
@@ -351,13 +379,23 @@ class NodeHost:
     def _make_transport(self) -> Any:
         options = self.options
         if self._directory is None:
+            identity = self.random.randbytes(32)
+        else:
+            found = self._directory.read_identity()
+            identity = os.urandom(32) if found is None else found
+            if found is None:
+                self._directory.write_identity(identity)
+        theirs = self.registry.hooks.tauraft_transport(
+            config=TransportConfig(
+                identity, options.listen, options.encryption_key, self._data_dir, self._admit, self.random
+            )
+        )
+        if theirs is not None:
+            return theirs
+        if self._directory is None:
             return MemoryNetwork(self.random).transport("memory-node")
         from tauraft.transport.libp2p.transport import Libp2pTransport
 
-        identity = self._directory.read_identity()
-        if identity is None:
-            identity = os.urandom(32)
-            self._directory.write_identity(identity)
         return Libp2pTransport(
             identity,
             random=self.random,
@@ -368,10 +406,12 @@ class NodeHost:
 
     def _admit(self, peer_id: str, namespace: str, action: str) -> bool:
         """With an allow-list strangers neither join nor command; who has proven the shared key may command."""
-        if not self.options.allow or peer_id in self.options.allow:
-            return True
-        is_command = action == "commands" and not formation_namespace(namespace)
-        return is_command and bool(self.options.encryption_key)
+        forming = formation_namespace(namespace)
+        if self.options.allow and peer_id not in self.options.allow:
+            is_command = action == "commands" and not forming
+            if not (is_command and self.options.encryption_key):
+                return False
+        return self.hook_calls.may(peer_id, forming or namespace, "join" if forming else action)
 
 
 def _names_of(plugins: tuple[object, ...]) -> list[str]:

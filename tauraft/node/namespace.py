@@ -28,7 +28,7 @@ from tauraft.command_service import CommandService
 from tauraft.config import ClusterOptions
 from tauraft.core.messages import Member as RaftMember, Role
 from tauraft.discovery.discovery import Discoverer
-from tauraft.errors import DataDirectoryError, Shutdown, TauraftError, WrongKey
+from tauraft.errors import DataDirectoryError, InvalidOption, Shutdown, TauraftError, WrongKey
 from tauraft.formation import messages as forming
 from tauraft.formation.decide import Options as FormationOptions
 from tauraft.formation.driver import Formation
@@ -41,6 +41,7 @@ from tauraft.formation.genesis import (
     encode_acceptor,
     encode_genesis,
 )
+from tauraft.hookspecs import LogStoreConfig
 from tauraft.node.apply import Machine
 from tauraft.node.driver import Timing
 from tauraft.node.forwarding import forward_call
@@ -206,7 +207,8 @@ class Namespace:
                 ),
                 bootstrap_threshold=options.bootstrap_threshold,
                 expect=options.expect,
-                force_bootstrap=options.force_bootstrap or node.is_in_memory,
+                # In memory there is nobody to wait for, unless a plugin finds somebody.
+                force_bootstrap=options.force_bootstrap or (node.is_in_memory and not discoverers),
                 max_voters=options.max_voters,
             ),
             cluster_options=CommittedOptions(lease_reads=options.lease_reads),
@@ -277,7 +279,15 @@ class Namespace:
         replica.invite = formation.invite
         engine = node.engine
         replica.driver.begin_turn, replica.driver.end_turn = engine.begin_turn, engine.end_turn
-        service = CommandService(replica, node.clock.monotonic_ns, at_end_of_turn=engine.at_end_of_turn)
+        service = CommandService(
+            replica,
+            node.clock.monotonic_ns,
+            at_end_of_turn=engine.at_end_of_turn,
+            authority=node.hook_calls.authority(options.namespace),
+        )
+        leadership = node.hook_calls.leadership_listener(replica)
+        if leadership is not None:
+            replica.add_listener(leadership)
         transport.serve(options.namespace, service.serve_stream)
         formation.became_member(_Joins(replica, genesis, transport))
         try:
@@ -345,10 +355,20 @@ class Namespace:
             pause_s = min(pause_s * 1.5, 10.0)
 
     def _log_store(self, files: FileSystem, paths: NamespacePaths, *, must_exist: bool) -> LogStore:
-        if self.options.storage == "duckdb":
+        storage = self.options.storage
+        if storage == "duckdb":
             from tauraft.storage.duckdb_log import DuckDBLog
 
             return DuckDBLog(paths.log, must_exist=must_exist)
+        if "." in storage:
+            config = LogStoreConfig(storage, self.options.namespace, paths.log, must_exist)
+            theirs: LogStore | None = self.node.registry.hooks.tauraft_log_store(config=config)
+            if theirs is None:
+                raise InvalidOption(
+                    f"storage={storage!r}: no plugin of this process brings it; install or give the one that does",
+                    option="storage",
+                )
+            return theirs
         from tauraft.storage.segment_log import SegmentLog
 
         return SegmentLog(paths.log, files=files, must_exist=must_exist)

@@ -7,6 +7,7 @@ are proposed by replicas (session 0) and are matched by what they carry.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from tauraft.fsm import Command
 
@@ -97,6 +98,7 @@ class Barrier(Command[int], fsm=SYSTEM):
 class Transaction(Command[tuple[bytes, ...]], fsm=SYSTEM):
     """*Session.* Messages run all or nothing; the answer holds their encoded answers in order."""
 
+    encoded_parts: ClassVar[tuple[str, ...]] = ("commands",)
     commands: tuple[bytes, ...]
 
 

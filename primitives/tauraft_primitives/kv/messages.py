@@ -7,7 +7,7 @@ checks again, for those who write messages by hand.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 from tauraft.errors import InvalidArgument, TooLarge
 from tauraft.fsm import Command, Query, TableName
@@ -188,6 +188,7 @@ class Transacted:
 class Transact(Command[Transacted], fsm=KV):
     """Runs ``then`` where all of ``when`` holds, else ``otherwise``: encoded commands and queries of any plugin."""
 
+    encoded_parts: ClassVar[tuple[str, ...]] = ("then", "otherwise")
     when: tuple[Compare, ...]
     then: tuple[bytes, ...]
     otherwise: tuple[bytes, ...]
