@@ -19,6 +19,7 @@ import msgpack
 Outcome: TypeAlias = Literal["not-applied", "unknown"]
 
 _BY_CODE: dict[str, type[TauraftError]] = {}
+_IS_REFUSED = "is_refused"
 
 
 class TauraftError(Exception):
@@ -243,13 +244,17 @@ class DataDirectoryError(TauraftError):
 def to_wire(error: TauraftError) -> tuple[str, str, str, dict[str, Any]]:
     """(code, message, outcome, attributes); attributes are codec values."""
     attributes = {name: getattr(error, name) for name in error.wire_attributes}
+    kind = _BY_CODE.get(error.code, Refused)
+    # A plugin's code that is also that of an error of ours which is no answer. Only of ours: all replicas write the same bytes.
+    if isinstance(error, Refused) and not issubclass(kind, Refused) and kind.__module__ == __name__:
+        attributes[_IS_REFUSED] = True
     return error.code, str(error), error.outcome, attributes
 
 
 def from_wire(code: str, message: str, outcome: str, attributes: dict[str, Any]) -> TauraftError:
     """The error as its class, where that is known here; else ``Refused`` with its code."""
     kind = _BY_CODE.get(code)
-    if kind is None or kind is Refused:
+    if kind is None or kind is Refused or _IS_REFUSED in attributes:
         error: TauraftError = Refused(code, message)
     elif issubclass(kind, Refused) and not issubclass(kind, _Coded):
         error = kind(code, message)

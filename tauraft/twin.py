@@ -1,4 +1,4 @@
-"""Generates the blocking twin of an async module: ``tauraft twin SRC DST``, or ``python -m tauraft.twin SRC DST``.
+"""Generates the blocking twin of an async module: ``tauraft twin SRC`` (``tauraft.cli.twin``) for anybody's handles.
 
 Async is the source, because it says where a caller may be suspended; the twin says the same without ``async`` and ``await``.
 It works on tokens, so comments, layout and types stay: ``async``/``await`` go, ``AsyncX`` becomes ``X``,
@@ -52,10 +52,18 @@ class NoTwin(Exception):
     """The source does something that has no blocking form. ``args[0]`` says where."""
 
 
-def blocking(source: str, origin: str) -> str:
-    """The twin's text. ``origin`` is named in its first line, and in errors."""
+def blocking(
+    source: str, origin: str, *, command: str = "python -m tauraft.twin", twins: Sequence[tuple[str, str]] = ()
+) -> str:
+    """The twin's text. ``origin`` and ``command`` are named in its first line; ``twins``: of what it imports, besides ours.
+
+    Raises ``NoTwin``; ``SyntaxError`` for what is no Python.
+    """
     edits: list[tuple[tuple[int, int], tuple[int, int], str]] = []
-    tokens = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type != tokenize.NL]
+    try:
+        tokens = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type != tokenize.NL]
+    except tokenize.TokenError as error:
+        raise SyntaxError(f"{origin} is no Python: {error.args[0]}") from error
     for place, token in enumerate(tokens):
         if token.type == tokenize.NAME:
             following = tokens[place + 1]
@@ -76,9 +84,9 @@ def blocking(source: str, origin: str) -> str:
             if text != token.string:
                 edits.append((token.start, token.end, text))
     text = _edited(source, edits)
-    for module, twin in TWINS:
+    for module, twin in (*TWINS, *twins):
         text = re.sub(rf"\bfrom {re.escape(module)} import\b", f"from {twin} import", text)
-    return f"# Generated from {origin} by `python -m tauraft.twin`; change that file, not this one.\n{text}"
+    return f"# Generated from {origin} by `{command}`; change that file, not this one.\n{text}"
 
 
 def _edited(source: str, edits: Sequence[tuple[tuple[int, int], tuple[int, int], str]]) -> str:
@@ -118,26 +126,15 @@ def drift(*, write: bool) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="tauraft.twin", description="Generate the blocking twin of an async module.")
-    parser.add_argument("source", nargs="?", type=Path)
-    parser.add_argument("destination", nargs="?", type=Path)
-    parser.add_argument("--check", action="store_true", help="fail when a committed twin is not what its source gives")
-    parser.add_argument("--write", action="store_true", help="renew the committed twins")
-    chosen = parser.parse_args(arguments)
-    if chosen.check or chosen.write:
-        stale = drift(write=chosen.write)
-        for line in stale:
-            print(line, file=sys.stderr)
-        return 1 if stale and not chosen.write else 0
-    if chosen.source is None or chosen.destination is None:
-        parser.error("give a source and a destination, or --check, or --write")
-    try:
-        text = blocking(chosen.source.read_text(encoding="utf-8"), chosen.source.name)
-    except NoTwin as error:
-        print(error, file=sys.stderr)
-        return 1
-    chosen.destination.write_text(text, encoding="utf-8")
-    return 0
+    parser = argparse.ArgumentParser(prog="tauraft.twin", description="The twins of tauraft's own modules.")
+    chosen = parser.add_mutually_exclusive_group(required=True)
+    chosen.add_argument("--check", action="store_true", help="fail when a committed twin is not what its source gives")
+    chosen.add_argument("--write", action="store_true", help="renew the committed twins")
+    writes = parser.parse_args(arguments).write
+    stale = drift(write=writes)
+    for line in stale:
+        print(line, file=sys.stderr)
+    return 1 if stale and not writes else 0
 
 
 if __name__ == "__main__":

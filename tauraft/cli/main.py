@@ -31,6 +31,8 @@ COMMANDS = {
     "queue": ("tauraft.cli.queue:queue", "Put items, look at a queue, and see to its dead ones."),
     "counter": ("tauraft.cli.counter:counter", "Add to a counter, or read it."),
     "sql": ("tauraft.cli.cluster:sql", "Query the cluster's state and history."),
+    "new-plugin": ("tauraft.cli.new_plugin:new_plugin", "Write a package with a state machine of your own."),
+    "twin": ("tauraft.cli.twin:twin", "Generate the blocking twin of an async handle."),
     "demo": ("tauraft.cli.demo:demo", "Three nodes on this machine, one killed, nothing lost."),
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import pytest
 
@@ -108,10 +107,7 @@ async def go(thing: AsyncThing) -> int:  # await it
     ]
 
 
-def test_a_module_that_leans_on_a_loop_has_no_twin(tmp_path: Path) -> None:
-    source = tmp_path / "handle.py"
-    source.write_text("import asyncio\n", encoding="utf-8")
-    assert twin.main([str(source), str(tmp_path / "out.py")]) == 1
-    source.write_text("async def go() -> None: ...\n", encoding="utf-8")
-    assert twin.main([str(source), str(tmp_path / "out.py")]) == 0
-    assert "def go() -> None: ..." in (tmp_path / "out.py").read_text(encoding="utf-8")
+def test_a_module_that_leans_on_a_loop_has_no_twin() -> None:
+    with pytest.raises(twin.NoTwin, match="handle.py:1: asyncio has no blocking form"):
+        twin.blocking("import asyncio\n", "handle.py")
+    assert "def go() -> None: ..." in twin.blocking("async def go() -> None: ...\n", "handle.py")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from tauraft import errors
 from tauraft.errors import Refused
 from tauraft.fsm import FSM, Command, Context, Table, Ticket, applies, withdraws
 from tests.primitives.harness import Harness
@@ -63,3 +64,17 @@ def test_a_handler_may_refuse_the_ticket_it_has_just_taken() -> None:
         _ = replies[2].value
     assert told.value.code == "full"
     assert len(replica.fsm(Turns).line) == 2
+
+
+@pytest.mark.parametrize("code", ["too-large", "lock-lost", "unavailable"])
+def test_a_refusal_stays_one_whatever_its_code_is_elsewhere(code: str) -> None:
+    """``too-large`` is also the code of ``TooLarge``, an ``InvalidArgument``: who waits for a Refused must get one."""
+    told = errors.decode(errors.encode(errors.Refused(code, "not that much")))
+    assert type(told) is errors.Refused
+    assert (told.code, str(told), told.outcome) == (code, "not that much", "not-applied")
+    ours = {
+        kind.code: kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.TauraftError)
+    }
+    assert type(errors.decode(errors.encode(ours[code]("of ours")))) is ours[code]

@@ -39,6 +39,11 @@ def check_command() -> str:
         [Path(sys.executable).with_name("tauraft"), "--version"], check=True, capture_output=True, text=True
     ).stdout.strip()
     assert told == f"tauraft {metadata.version('tauraft')}", told
+    with tempfile.TemporaryDirectory() as directory:
+        package = Path(directory) / "acme-counter"
+        command = [Path(sys.executable).with_name("tauraft"), "new-plugin", "acme-counter", "--directory", package]
+        subprocess.run(command, check=True, capture_output=True)
+        assert (package / "src" / "acme_counter" / "py.typed").is_file()
     return told
 
 
