@@ -221,7 +221,7 @@ class NodeHost:
         """We looked for that peer: it was found, named or a member, and did not merely knock."""
         transport = self._transport
         named = {split_address(address)[1] for address in self.options.peers}
-        if peer_id in named or None in named or transport is None:
+        if peer_id in self._known or peer_id in named or None in named or transport is None:
             return True
         return any(
             found.peer_id == peer_id
@@ -406,6 +406,9 @@ class NodeHost:
 
     def _admit(self, peer_id: str, namespace: str, action: str) -> bool:
         """With an allow-list strangers neither join nor command; who has proven the shared key may command."""
+        if any(one.replica is None for one in self._namespaces.values()) and self.is_known(peer_id):
+            # One with another key gives up, and is gone from where it was found, before we have read its refusal.
+            self._known.add(peer_id)
         forming = formation_namespace(namespace)
         if self.options.allow and peer_id not in self.options.allow:
             is_command = action == "commands" and not forming

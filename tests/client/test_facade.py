@@ -124,6 +124,23 @@ def test_a_batch_is_one_revision_or_nothing(cluster: Primitives) -> None:
     assert cluster.kv.get("c") is None
 
 
+def test_an_empty_batch_changes_nothing_and_a_batch_takes_no_other(cluster: Primitives) -> None:
+    cluster.set("k", "v")
+    with cluster.kv.batch() as empty:
+        pass
+    assert empty.revision > 0 and list(cluster.kv.keys()) == ["k"]
+    batching = cluster.kv.batch()
+    with batching as outer:
+        outer.put("a", b"1")
+        with pytest.raises(errors.InvalidArgument), batching:
+            pass
+        with pytest.raises(TypeError):
+            outer.put("b", outer)  # type: ignore[arg-type]
+    with pytest.raises(errors.InvalidArgument):
+        outer.put("late", b"")
+    assert list(cluster.kv.keys()) == ["a", "k"]
+
+
 def test_the_references_four(cluster: Primitives) -> None:
     cluster.set("k", "v")
     assert cluster.get("k") == b"v"
