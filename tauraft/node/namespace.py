@@ -224,8 +224,10 @@ class Namespace:
             if record is None:
                 # The log is made first: where there is a record, a missing log is a lost one (its votes with it).
                 store = self._log_store(files, paths, must_exist=False)
-                store.open()
+                is_new = store.open().last_index == 0
                 store.close()
+                if is_new:
+                    _set_aside_snapshots(files, paths)
                 record = MemberRecord(
                     transport.peer_id, incarnation, formed.genesis.cluster_id, tuple(formed.genesis.members)
                 )
@@ -491,6 +493,19 @@ def _incarnation(files: FileSystem, paths: NamespacePaths, node: NodeHost) -> in
     incarnation = node.random.getrandbits(63)
     write_atomically(files, path, incarnation.to_bytes(8, "big"))
     return incarnation
+
+
+def _set_aside_snapshots(files: FileSystem, paths: NamespacePaths) -> None:
+    """A member that begins has none: what lies there is another one's, and would be taken for its own state."""
+    if not files.list_directory(paths.snapshots):
+        return
+    number = 1
+    while files.exists(aside := f"{paths.snapshots}-of-another-{number}"):
+        number += 1
+    files.rename(paths.snapshots, aside)
+    files.make_directory(paths.snapshots)
+    files.sync_directory(paths.path)
+    _log.warning("%s held snapshots of another member: they are in %s now, and nothing reads them", paths.path, aside)
 
 
 async def _keep_learning(discoverer: Discoverer, transport: Transport) -> None:

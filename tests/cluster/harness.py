@@ -39,6 +39,7 @@ class Worker:
 
     def __init__(self, arguments: Sequence[str], environment: dict[str, str], directory: Path, log: Path) -> None:
         self._log = log
+        self.begun: dict[str, Any] = {}  # what it was begun with, to begin it again
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, *arguments],
@@ -156,7 +157,13 @@ class Processes:
         """A worker that is starting: the first ``answer`` is its state, or the error of its start."""
         if kind == "Cluster":
             options = {"preset": "local", **options}
-        return self.start(["-m", "tests.cluster.worker", kind, namespace, json.dumps(options)])
+        worker = self.start(["-m", "tests.cluster.worker", kind, namespace, json.dumps(options)])
+        worker.begun = {"namespace": namespace, "kind": kind, **options}
+        return worker
+
+    def again(self, ended: Worker) -> Worker:
+        """The same once more, from the same directory."""
+        return self.node(**ended.begun)
 
     def node(self, namespace: str = "/raft/test", kind: str = "Cluster", **options: Any) -> Worker:
         """A worker that serves."""

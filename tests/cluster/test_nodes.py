@@ -61,7 +61,7 @@ def test_namespaces_of_one_node_share_its_identity_and_see_nothing_of_each_other
 
 def test_namespaces_over_several_nodes_are_clusters_of_their_own(nodes: Nodes, tmp_path: Path) -> None:
     opened = [nodes.keep(tauraft.Node(data_dir=tmp_path / name, preset="local")).start() for name in "abc"]
-    clusters = {name: [node.cluster(f"/raft/{name}").start(timeout=30) for node in opened] for name in ("x", "y")}
+    clusters = {name: [node.cluster(f"/raft/{name}").start(timeout=30) for node in opened] for name in "xyz"}
     for name, members in clusters.items():
         eventually(lambda members=members: roles(members[0]) == ["voter"] * 3, "three voters in each namespace")
         members[0].set("k", name)
@@ -69,10 +69,14 @@ def test_namespaces_over_several_nodes_are_clusters_of_their_own(nodes: Nodes, t
     clusters["x"][1].delete("k")
     assert [one.get("k") for one in clusters["y"]] == [b"y"] * 3
     assert {one.peer_id for one in clusters["x"]} == {one.peer_id for one in clusters["y"]}
-    for number in range(2):
-        clusters["x"][0].transfer_leadership(opened[number].peer_id)
-    leader = eventually(lambda: clusters["x"][1].is_leader, "the lead of one namespace is given away")
-    assert leader and clusters["y"][0].get("k") == b"y"
+
+    for number, members in enumerate(clusters.values()):
+        members[0].transfer_leadership(opened[number].peer_id)
+        eventually(lambda number=number, members=members: members[number].is_leader, "each node leads one of them")
+    for number, members in enumerate(clusters.values()):
+        assert [one.is_leader for one in members] == [place == number for place in range(3)]
+        members[number - 1].set("k", str(number))
+        assert [one.get("k") for one in members] == [str(number).encode()] * 3
 
 
 def test_an_async_node_is_the_same_awaited(nodes: Nodes, tmp_path: Path) -> None:

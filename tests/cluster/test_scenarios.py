@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -180,6 +182,19 @@ def test_members_are_removed_and_added_from_a_node_that_does_not_lead(nodes: Nod
     eventually(lambda: roles(leader) == ["voter"] * 3, "who starts again asks for its place, and is promoted")
 
 
+def test_voters_are_made_by_the_leader_and_by_a_node_that_does_not_lead(nodes: Nodes) -> None:
+    started = nodes.start("a", "b", "c", max_voters=1)
+    eventually(lambda: roles(started[0]) == ["voter", "learner", "learner"], "one votes, as was asked for")
+    leader, second, third = sorted(started, key=lambda node: not node.is_leader)
+    assert third.state == "learner"
+    leader.add_voter(second.peer_id)
+    third.add_voter(third.peer_id)
+    assert roles(leader) == ["voter"] * 3
+    third.add_voter(second.peer_id)  # once more is the same
+    third.set("k", "v")
+    assert leader.get("k") == b"v"
+
+
 def test_a_node_that_left_and_closed_rejoins_with_its_identity(nodes: Nodes) -> None:
     leader, follower, leaving = nodes.voters("a", "b", "c")
     identity = leaving.peer_id
@@ -251,6 +266,29 @@ def test_a_follower_a_leader_and_all_reboot_and_nothing_is_lost(nodes: Nodes) ->
     again = nodes.start("a", "b", "c")
     expected = ["before", "while the follower was away", "while the old leader was away"]
     assert [node.keys() for node in again] == [expected] * 3
+
+
+def test_snapshots_that_another_member_left_in_the_directory_are_set_aside(
+    nodes: Nodes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (first,) = nodes.start("a", discovery=())
+    first.set("of the other", "v")
+    assert first.snapshot() > 0
+    first.close()
+    stale = tmp_path / "a" / "raft-test" / "snapshots"
+    fresh = nodes.make("b", discovery=())
+    shutil.copytree(stale, tmp_path / "b" / "raft-test" / "snapshots")
+    shutil.copy(tmp_path / "a" / "format", tmp_path / "b" / "format")
+    for directory in (tmp_path / "b", tmp_path / "b" / "raft-test"):
+        directory.chmod(0o700)
+    fresh.start(timeout=20)
+    assert fresh.peer_id != first.peer_id and fresh.keys() == []
+    fresh.set("k", "v")
+    fresh.snapshot()
+    fresh.close()
+    assert nodes.make("b", discovery=()).start(timeout=20).keys() == ["k"]
+    assert "held snapshots of another member" in caplog.text
+    assert len(list((tmp_path / "b" / "raft-test" / "snapshots-of-another-1").iterdir())) == 1
 
 
 def test_every_operation_on_a_closed_cluster_says_so(nodes: Nodes) -> None:
