@@ -32,6 +32,7 @@ MAX_KEY_BYTES: Final = 64 << 10
 MAX_ADDRESSES: Final = 64
 MAX_MEMBERS: Final = 256
 MAX_ARGUMENT_DEPTH: Final = 8
+TRY_NS: Final = 1  # as ``Submit.wait_ns``: do not wait; what would have to is withdrawn in the entry that finds it so
 _INT64: Final = 1 << 63
 
 

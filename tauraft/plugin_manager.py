@@ -1,7 +1,7 @@
 """Finds plugins, checks them, and keeps what they bring: state machines by name and version, messages by tag.
 
-Found by entry point (group ``tauraft``; ``TAURAFT_PLUGIN_AUTOLOAD=0`` turns that off) and as given: modules, objects
-with hooks, or FSM classes.  A plugin that cannot be loaded is one ``PluginMissing`` or ``InvalidOption`` sentence that names it.
+Found by entry point (group ``tauraft``; ``TAURAFT_PLUGIN_AUTOLOAD=0`` turns that off) or given: modules, objects with hooks,
+or FSM classes.  A plugin that cannot be loaded is one ``PluginMissing`` or ``InvalidOption`` sentence that names it.
 
 ``Registry`` is what the apply engine works with: it has no order that depends on the process, so
 what it says of itself (``supported``) is equal wherever the same packages are installed.
@@ -24,7 +24,7 @@ from tauraft.errors import InvalidCommand, InvalidOption, PluginMissing
 from tauraft.fsm import FSM, Message, answer_hint
 
 ENTRY_POINT_GROUP = "tauraft"
-APPLY_FORMAT = 1  # part of every digest: raised when the apply engine changes what entries mean
+APPLY_FORMAT = 2  # part of every digest: raised when the apply engine changes what entries mean
 
 
 def load_plugins(given: Sequence[object] = (), *, autoload: bool | None = None) -> Registry:
@@ -45,7 +45,10 @@ def load_plugins(given: Sequence[object] = (), *, autoload: bool | None = None) 
                     f"repair or uninstall {package}, or set TAURAFT_PLUGIN_AUTOLOAD=0",
                     package=package,
                 ) from error
-            _register(manager, plugin, point.name)
+            if isinstance(plugin, type) and issubclass(plugin, FSM):
+                registry.add(plugin)
+            else:
+                _register(manager, plugin, point.name)
             registry.packages[point.value.partition(".")[0].partition(":")[0]] = package
     for plugin in given:
         if isinstance(plugin, type) and issubclass(plugin, FSM):

@@ -25,6 +25,7 @@ from typing import Any, Final, TypeAlias
 
 from tauraft import errors
 from tauraft.command_protocol import (
+    TRY_NS,
     Alive,
     Answer,
     AnswerKind,
@@ -57,7 +58,6 @@ Done: TypeAlias = Callable[[bytes | None, BaseException | None], object]
 
 SECOND_NS: Final = 1_000_000_000
 GRACE_NS: Final = SECOND_NS  # how long the caller of a wait that ran out is kept for a confirmed withdrawal
-TRY_NS: Final = 1  # the patience of a wait that is not to wait
 RETRY_NS: Final = SECOND_NS // 4  # after a replica had no room
 NEVER: Final = 1 << 62
 IDEMPOTENT_CALLS: Final = frozenset({"status", "members", "sql", "snapshot"})

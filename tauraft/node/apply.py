@@ -22,6 +22,7 @@ import msgpack
 
 from tauraft import errors
 from tauraft.codec import INT_MAX, CodecError, compile_codec
+from tauraft.command_protocol import TRY_NS
 from tauraft.core.messages import Entry, Membership, SnapshotMeta
 from tauraft.errors import InvalidCommand, PluginMissing, Refused, SessionLost
 from tauraft.fsm import FSM, Command, Message, PastTable, Query, Table, Ticket
@@ -352,8 +353,11 @@ class Machine:
         if kind is None:
             # The revision that its Ticket has; the handler may have asked for more of them since.
             session.tickets[sequence] = OpenTicket(payload, hash_, self._context.revision)
-            if wait_ns:
-                withdraw = Withdraw(session_id, sequence, 0, True)
+            withdraw = Withdraw(session_id, sequence, 0, True)
+            if wait_ns == TRY_NS:
+                self._deliver_effects()
+                self._run_of_system(withdraw)
+            elif wait_ns:
                 self._in_own_scope(
                     lambda: self.timers.schedule(
                         SYSTEM, _patience_key(session_id, sequence), min(self.now_ns + wait_ns, INT_MAX),

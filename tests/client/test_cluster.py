@@ -108,6 +108,6 @@ async def go(thing: AsyncThing) -> int:  # await it
 
 
 def test_a_module_that_leans_on_a_loop_has_no_twin() -> None:
-    with pytest.raises(twin.NoTwin, match="handle.py:1: asyncio has no blocking form"):
+    with pytest.raises(twin.NoTwin, match=r"handle\.py:1: asyncio has no blocking form"):
         twin.blocking("import asyncio\n", "handle.py")
     assert "def go() -> None: ..." in twin.blocking("async def go() -> None: ...\n", "handle.py")

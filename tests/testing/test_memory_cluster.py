@@ -9,6 +9,7 @@ import pytest
 from tauraft import errors
 from tauraft.testing import MemoryCluster
 from tauraft.testing.pytest_plugin import tauraft_cluster
+from tauraft_primitives.locks.messages import Acquire
 
 __all__ = ["tauraft_cluster"]
 
@@ -60,6 +61,14 @@ def test_a_wait_ends_when_another_thread_lets_its_time_pass(tauraft_cluster: Mem
         thread.join(0.05)
     assert ended == [errors.WaitTimeout]
     holder.release()
+
+
+def test_what_is_not_to_wait_ends_although_time_stands(tauraft_cluster: MemoryCluster) -> None:
+    """Of a command whose handler alone knows that it has to wait."""
+    lock = tauraft_cluster.lock("l", reentrant="thread")
+    with lock, pytest.raises(errors.WaitTimeout):
+        tauraft_cluster.submit(Acquire("l"), timeout=0)
+    assert not lock.info().waiters
 
 
 @pytest.mark.tauraft(session_ttl=30)
