@@ -37,6 +37,7 @@ _ROOMS: Final = {
         "LeadershipLost",
         "LockLost",
         "Mismatch",
+        "NoCandidate",
         "NoLeader",
         "NotHolder",
         "NotLeader",
@@ -66,12 +67,15 @@ _ROOMS: Final = {
         "Bytes",
         "Compare",
         "Consistency",
+        "ElectionInfo",
         "Enqueued",
         "Entry",
         "Item",
+        "Leader",
         "LockBreak",
         "LockInfo",
         "Member",
+        "OnLoss",
         "Owner",
         "Page",
         "PutResult",
@@ -84,6 +88,8 @@ _ROOMS: Final = {
     ),
     "tauraft_primitives.counters._blocking": ("Counter", "Ids"),
     "tauraft_primitives.counters.handle": ("AsyncCounter", "AsyncIds"),
+    "tauraft_primitives.elections._blocking": ("Election", "Leading", "RaftLeadership", "Term"),
+    "tauraft_primitives.elections.handle": ("AsyncElection", "AsyncLeading", "AsyncRaftLeadership", "AsyncTerm"),
     "tauraft_primitives.kv._blocking": ("KV",),
     "tauraft_primitives.kv.handle": ("AsyncKV", "Batch"),
     "tauraft_primitives.kv.transaction": ("Transaction",),
@@ -148,6 +154,7 @@ if TYPE_CHECKING:
         LeadershipLost as LeadershipLost,
         LockLost as LockLost,
         Mismatch as Mismatch,
+        NoCandidate as NoCandidate,
         NoLeader as NoLeader,
         NotHolder as NotHolder,
         NotLeader as NotLeader,
@@ -188,12 +195,15 @@ if TYPE_CHECKING:
         Bytes as Bytes,
         Compare as Compare,
         Consistency as Consistency,
+        ElectionInfo as ElectionInfo,
         Enqueued as Enqueued,
         Entry as Entry,
         Item as Item,
+        Leader as Leader,
         LockBreak as LockBreak,
         LockInfo as LockInfo,
         Member as Member,
+        OnLoss as OnLoss,
         Owner as Owner,
         Page as Page,
         PutResult as PutResult,
@@ -206,6 +216,18 @@ if TYPE_CHECKING:
     )
     from tauraft_primitives.counters._blocking import Counter as Counter, Ids as Ids
     from tauraft_primitives.counters.handle import AsyncCounter as AsyncCounter, AsyncIds as AsyncIds
+    from tauraft_primitives.elections._blocking import (
+        Election as Election,
+        Leading as Leading,
+        RaftLeadership as RaftLeadership,
+        Term as Term,
+    )
+    from tauraft_primitives.elections.handle import (
+        AsyncElection as AsyncElection,
+        AsyncLeading as AsyncLeading,
+        AsyncRaftLeadership as AsyncRaftLeadership,
+        AsyncTerm as AsyncTerm,
+    )
     from tauraft_primitives.holds._blocking import Hold as Hold
     from tauraft_primitives.holds.handle import AsyncHold as AsyncHold
     from tauraft_primitives.kv._blocking import KV as KV

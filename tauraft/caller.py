@@ -26,7 +26,7 @@ from tauraft.client import Connector, Dialer
 from tauraft.command_protocol import PROTOCOL_VERSION, Hello
 from tauraft.engine import Engine
 from tauraft.fsm import Command, Query
-from tauraft.handle import Reminder
+from tauraft.handle import RaftStanding, Reminder
 from tauraft.payloads import decode_answer, encode_message
 from tauraft.session import NEVER, Request, Session, Step, Submission, margin_ns
 from tauraft.system.messages import Transaction
@@ -71,6 +71,8 @@ class EngineTenure:
         self._payload = b"" if renewal is None else encode_message(renewal)
         self._has_ended = False
         self._stirred: trio.Event | None = None
+        self._awaits = False
+        self._awaited: Submission | None = None  # what ends it when it is answered
         self._end_hook = self._lose
         caller.holds_ended.add_hook(self._end_hook)
         if ttl_ns is not None:
@@ -106,6 +108,32 @@ class EngineTenure:
         self._caller.holds_ended.remove_hook(self._end_hook)
         if self._ttl_ns is not None:
             self._stir()
+        if self._awaits:
+            self._caller.post_if_open(self._await_no_more, None)
+
+    def lose(self) -> None:
+        self._caller.post_if_open(lambda _: self._lose(), None)  # closed: it is lost
+
+    def lose_when(self, command: Command[Any]) -> None:
+        self._awaits = True
+        self._caller.post_if_open(self._await, (encode_message(command), command))
+
+    def _await(self, arguments: tuple[bytes, Command[Any]]) -> None:
+        if self._has_ended or self.state.is_set:
+            return
+
+        def done(data: bytes | None, error: BaseException | None) -> None:
+            if error is None or isinstance(error, errors.Refused):
+                self._lose()
+
+        try:
+            self._awaited = self._session.submit(*arguments, waits=True, timeout_ns=None, plain_timeout_ns=0, done=done)
+        except errors.TauraftError:
+            self._lose()  # nobody would tell it: better stopped than left on
+
+    def _await_no_more(self, _: None) -> None:
+        if self._awaited is not None:
+            self._session.abandon(self._awaited)
 
     def _stir(self) -> None:
         self._caller.engine.post(lambda _: self._stirred.set() if self._stirred is not None else None, None)
@@ -173,6 +201,7 @@ class _CallerCore:
         self.holds_ended = SignalState(
             None
         )  # lost with the session, or given back by closing: nothing is held from here on
+        self._standing = RaftStanding(False, SignalState(None))
         self._closing: trio.Event | None = None
         self._opened: list[Reply] = []
         self._plain_ns = int(timeout * 1e9)
@@ -250,6 +279,10 @@ class _CallerCore:
         """Raises Shutdown and its kinds: what begins with a look at the clock goes no further than what begins with a command."""
         self._must_be_open()
         return self.now_ns() / 1e9
+
+    def raft_standing(self) -> RaftStanding:
+        self._must_be_open()
+        return self._standing
 
     def tenure(self, *, ttl: float | None, started: float, renewal: Command[Any] | None) -> EngineTenure:
         return EngineTenure(self, None if ttl is None else int(ttl * 1e9), int(started * 1e9), renewal)
@@ -384,6 +417,7 @@ class _CallerCore:
             reply.complete(None, error)
         # Nothing renews them any more, whatever the session's deadline says.
         self.holds_ended.set()
+        self._standing.changed.set()
         if self._session is None:
             return
         if error is None:
@@ -413,10 +447,16 @@ class _CallerCore:
             random_bytes=self._engine.entropy,
             on_open=self._has_opened,
             on_lost=self._session_was_lost,
+            on_leader=self._leader_may_be_another,
             earlier=earlier,
             trouble=lambda: self._trouble,
         )
         return self._session
+
+    def _leader_may_be_another(self, leader: str, here: str) -> None:
+        if (leader == here) != self._standing.leads:
+            before, self._standing = self._standing, RaftStanding(leader == here, SignalState(self.completions))
+            before.changed.set()
 
     def _session_was_lost(self) -> None:
         self.holds_ended.set()
@@ -506,8 +546,12 @@ class _CallerCore:
 
     def close_watch(self, subscription: Subscription) -> None:
         """Any thread. Nothing comes any more; twice is fine."""
+        self.post_if_open(self._end_watch, subscription)
+
+    def post_if_open(self, call: Callable[[Any], object], argument: Any) -> None:
+        """Any thread: what is moot once this has ended, and never raises."""
         if self._engine is not None and not self._engine.is_poisoned:
-            self._engine.post(self._end_watch, subscription)
+            self._engine.post(call, argument)
 
     def _check_room(self) -> None:
         if self.engine.is_full:
@@ -522,6 +566,7 @@ class _CallerCore:
         self._engine = engine.acquire(self) if self.own_engine is None else self.own_engine
         self.session_lost = SignalState(self._engine.completions)
         self.holds_ended = SignalState(self._engine.completions)
+        self._standing = RaftStanding(False, SignalState(self._engine.completions))
 
     def _release(self) -> None:
         self.phase = _CLOSED

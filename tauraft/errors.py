@@ -142,8 +142,12 @@ class Deadlock(_Coded):
     wire_attributes: ClassVar[tuple[str, ...]] = ("cycle",)
 
 
+class NoCandidate(_Coded):
+    """A transfer named a session that does not stand for election; who led still leads."""
+
+
 class BrokenBarrier(_Coded):
-    """``who`` was lost; None: abort() or reset()."""
+    """``who`` was lost, or gave up; None: abort() or reset()."""
 
     who: Any = None
     wire_attributes: ClassVar[tuple[str, ...]] = ("who",)

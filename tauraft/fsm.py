@@ -273,6 +273,9 @@ class FSM:
     table_hints: ClassVar[dict[str, tuple[Any, Any]]] = {}
     # Short names in SQL: name -> a SELECT on the views of its tables, "SELECT key AS name, token FROM acme_lock_holds".
     sql_views: ClassVar[Mapping[str, str]] = {}
+    # Its turn when a session ends, lowest first, then by name: locks 10, claims 20, candidacies 30, barrier places 40,
+    # group memberships 50, keys that are attached 90. It decides results: changing it needs a new version.
+    teardown: ClassVar[int] = 60
     _handlers: ClassVar[dict[tuple[str, type[Message[Any]]], Callable[..., Any]]] = {}
     _session_ended: ClassVar[tuple[Callable[..., None], ...]] = ()
 

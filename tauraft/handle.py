@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, Protocol, Self, TypeAlias, TypeVar, overload
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from tauraft.caller import AsyncCaller, Caller
 
 __all__ = [
-    "AsyncHere", "AsyncHolder", "AsyncLossGuard", "AsyncSignal", "AsyncSubmitter", "AsyncWatch", "Frame", "Here", "Holder",
-    "LossGuard", "RowChange", "Signal", "State", "Submitter", "TableName", "Tenure", "Watch", "as_bytes", "check_name",
-    "check_patience", "check_timeout", "check_ttl", "decode_part", "encode_part",
+    "AsyncHere", "AsyncHolder", "AsyncLossGuard", "AsyncReturned", "AsyncSignal", "AsyncSubmitter", "AsyncWatch", "Frame",
+    "Here", "Holder", "LossGuard", "RaftStanding", "Returned", "RowChange", "Signal", "State", "Submitter", "TableName",
+    "Tenure", "Watch", "as_bytes", "check_name", "check_patience", "check_timeout", "check_ttl", "decode_part", "encode_part",
 ]  # fmt: skip
 
 R = TypeVar("R")
@@ -157,6 +157,20 @@ class Tenure(Protocol):
     def end(self) -> None:
         """It was given back: it is renewed no more and can no longer be lost."""
 
+    def lose(self) -> None:
+        """Count it out now: what is done under it must stop, whatever the deadline says."""
+
+    def lose_when(self, command: Command[Any]) -> None:
+        """Count it out when ``command``, which waits, is answered or refused. Withdrawn when it was given back before."""
+
+
+@dataclass(frozen=True, slots=True)
+class RaftStanding:
+    """``leads``: the replica in use is the Raft leader. ``changed`` is set when that is so no longer: ask again then."""
+
+    leads: bool
+    changed: SignalState
+
 
 class _TenureMaker(Protocol):
     def whoami(self) -> tuple[str, str, int, str | None]:
@@ -164,6 +178,9 @@ class _TenureMaker(Protocol):
 
     def now(self) -> float:
         """CLOCK_BOOTTIME in seconds. Taken *before* the command is submitted whose answer starts a tenure."""
+
+    def raft_standing(self) -> RaftStanding:
+        """Whether the replica this facade uses leads Raft, as far as that is known now."""
 
     def tenure(self, *, ttl: float | None, started: float, renewal: Command[Any] | None) -> Tenure:
         """``ttl`` None: as long as the session. Else ``ttl`` from ``started``, and again with each answered ``renewal``."""
@@ -410,6 +427,11 @@ class Watch(_Watch[R]):
 
 
 _NOTHING: Final[Any] = object()
+
+
+# What a caller's own function gives: to be awaited, or at once.
+AsyncReturned: TypeAlias = Awaitable[T]
+Returned: TypeAlias = Annotated[T, "returned"]
 
 
 class AsyncLossGuard:

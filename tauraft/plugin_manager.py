@@ -192,5 +192,6 @@ def _decides_results(fsm: type[FSM]) -> bytes:
     story = [APPLY_FORMAT, fsm.fsm_name, fsm.version]
     story += [f"{name}: {key} -> {row}" for name, (key, row) in fsm.table_hints.items()]
     story += sorted(f"{kind.tag}" for kind in fsm.messages())
+    story += [f"teardown {fsm.teardown}"]
     story += [str(item) for item in getattr(fsm, "decided_by", ())]
     return sha256(repr(story).encode()).digest()[:16]

@@ -9,7 +9,7 @@ The blocking twin, ``tauraft/_blocking/primitives.py``, is generated from this f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
 from types import TracebackType
@@ -18,12 +18,13 @@ from typing import Any, Literal, Self, TypeVar, overload
 from tauraft import errors
 from tauraft.caller import AsyncCaller, EngineTenure
 from tauraft.fsm import Command, Query, TableName
-from tauraft.handle import AsyncSignal, AsyncWatch, Reminder, check_patience, check_timeout
+from tauraft.handle import AsyncSignal, AsyncWatch, RaftStanding, Reminder, check_patience, check_timeout
 from tauraft.sql_values import to_wire, unpack_rows
 from tauraft.system.messages import Barrier
-from tauraft.types import Consistency, Member, Rows, Status
+from tauraft.types import Bytes, Consistency, Member, Rows, Status
 from tauraft.watch import Frame, State, watch_request
 from tauraft_primitives.counters.handle import AsyncCounter, AsyncIds
+from tauraft_primitives.elections.handle import AsyncElection, AsyncLeading, AsyncRaftLeadership, AsyncTerm
 from tauraft_primitives.fencing.handle import AsyncFenced
 from tauraft_primitives.kv.handle import AsyncKV
 from tauraft_primitives.leases.handle import AsyncLease
@@ -154,6 +155,9 @@ class AsyncPrimitives:
     def now(self) -> float:
         return self._caller.now()
 
+    def raft_standing(self) -> RaftStanding:
+        return self._caller.raft_standing()
+
     def tenure(self, *, ttl: float | None, started: float, renewal: Command[Any] | None) -> EngineTenure:
         return self._caller.tenure(ttl=ttl, started=started, renewal=renewal)
 
@@ -222,6 +226,27 @@ class AsyncPrimitives:
     def rwlock(self, name: str, *, timeout: float | None = None) -> AsyncRwLock:
         """Many readers or one writer: ``async with cluster.rwlock("x").read``."""
         return AsyncRwLock(self, name, timeout=timeout)
+
+    def election(
+        self,
+        name: str,
+        *,
+        min_tenure: float = 0,
+        on_elected: Callable[[AsyncTerm], object] | None = None,
+        on_lost: Callable[[AsyncTerm], object] | None = None,
+    ) -> AsyncElection:
+        """An election by name. ``min_tenure``: seconds from this process's election to the next one."""
+        return AsyncElection(self, name, min_tenure=min_tenure, on_elected=on_elected, on_lost=on_lost)
+
+    def leadership(
+        self, name: str, value: Bytes = b"", *, priority: int = 0, timeout: float | None = None
+    ) -> AsyncLeading:
+        """``async with cluster.leadership("x") as term``: of the election of that name."""
+        return AsyncElection(self, name).leadership(value, priority=priority, timeout=timeout)
+
+    def raft_leadership(self) -> AsyncRaftLeadership:
+        """Leadership that follows the Raft leader: ``async with cluster.raft_leadership() as term``."""
+        return AsyncRaftLeadership(self)
 
     def fenced(self, token: int) -> AsyncKV:
         """KV whose writes are refused (``NotHolder``) unless the hold of ``token`` still holds, each in one command."""

@@ -177,6 +177,7 @@ class Session:
         random_bytes: Callable[[int], bytes],
         on_open: Callable[[], object] = lambda: None,
         on_lost: Callable[[], object] = lambda: None,
+        on_leader: Callable[[str, str], object] = lambda leader, here: None,
         earlier: Callable[[], object] = lambda: None,
         trouble: Callable[[], str] = lambda: "",
         max_outstanding: int = 10_000,
@@ -192,6 +193,7 @@ class Session:
         self._nonce = random_bytes(16)
         self._on_open = on_open
         self._on_lost = on_lost
+        self._on_leader = on_leader  # the Raft leader's peer id, that of the replica in use; while both are known
         self._earlier = earlier
         self._trouble = trouble  # why nobody answers, where that is known: part of the errors
         self._max_outstanding = max_outstanding
@@ -367,6 +369,7 @@ class Session:
         self._link, self._attached = link, False
         if self.state in (State.CLOSED, State.LOST):
             return
+        self._tell_leader()
         for request in list(self._requests.values()):
             link.send(request.make())
             request.step = Step.SENT
@@ -720,9 +723,14 @@ class Session:
 
     def _leader_is(self, leader: LeaderIs) -> None:
         self.leader = leader
+        self._tell_leader()
+
+    def _tell_leader(self) -> None:
+        if self.leader is not None and self.leader.peer_id and self.replica:
+            self._on_leader(self.leader.peer_id, self.replica)
 
     def _welcome(self, welcome: Welcome) -> None:
-        self.leader = LeaderIs(welcome.leader, ())
+        self._leader_is(LeaderIs(welcome.leader, ()))
 
 
 def _wait_timeout() -> errors.WaitTimeout:

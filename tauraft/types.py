@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, overload
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypeVar, overload
 
 from tauraft.errors import InvalidArgument
 
@@ -13,10 +13,17 @@ if TYPE_CHECKING:
     import pyarrow
 
 R = TypeVar("R")
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 Consistency: TypeAlias = Literal["linearizable", "lease", "stale"]
 Revision: TypeAlias = int
 Bytes: TypeAlias = bytes | str  # str is stored as UTF-8; what comes back is always bytes
+OnLoss: TypeAlias = Literal["break", "shrink", "ignore"]
+
+
+def instant(wall_ns: int) -> datetime:
+    """Of the cluster's wall clock, as it is shown."""
+    return _EPOCH + timedelta(microseconds=wall_ns // 1_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,3 +238,22 @@ class SemaphoreInfo:
     available: int
     holders: tuple[Owner, ...]
     waiters: tuple[Owner, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Leader:
+    """Who leads an election. ``token`` fences what it does; ``since``: when it was elected."""
+
+    owner: Owner
+    value: bytes
+    token: int
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ElectionInfo:
+    """``candidates`` in the order in which they will be elected."""
+
+    name: str
+    leader: Leader | None
+    candidates: tuple[Owner, ...]

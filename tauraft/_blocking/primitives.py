@@ -10,7 +10,7 @@ The blocking twin, ``tauraft/_blocking/primitives.py``, is generated from this f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
 from types import TracebackType
@@ -19,12 +19,13 @@ from typing import Any, Literal, Self, TypeVar, overload
 from tauraft import errors
 from tauraft.caller import Caller, EngineTenure
 from tauraft.fsm import Command, Query, TableName
-from tauraft.handle import Signal, Watch, Reminder, check_patience, check_timeout
+from tauraft.handle import Signal, Watch, RaftStanding, Reminder, check_patience, check_timeout
 from tauraft.sql_values import to_wire, unpack_rows
 from tauraft.system.messages import Barrier
-from tauraft.types import Consistency, Member, Rows, Status
+from tauraft.types import Bytes, Consistency, Member, Rows, Status
 from tauraft.watch import Frame, State, watch_request
 from tauraft_primitives.counters._blocking import Counter, Ids
+from tauraft_primitives.elections._blocking import Election, Leading, RaftLeadership, Term
 from tauraft_primitives.fencing._blocking import Fenced
 from tauraft_primitives.kv._blocking import KV
 from tauraft_primitives.leases._blocking import Lease
@@ -155,6 +156,9 @@ class Primitives:
     def now(self) -> float:
         return self._caller.now()
 
+    def raft_standing(self) -> RaftStanding:
+        return self._caller.raft_standing()
+
     def tenure(self, *, ttl: float | None, started: float, renewal: Command[Any] | None) -> EngineTenure:
         return self._caller.tenure(ttl=ttl, started=started, renewal=renewal)
 
@@ -223,6 +227,27 @@ class Primitives:
     def rwlock(self, name: str, *, timeout: float | None = None) -> RwLock:
         """Many readers or one writer: ``with cluster.rwlock("x").read``."""
         return RwLock(self, name, timeout=timeout)
+
+    def election(
+        self,
+        name: str,
+        *,
+        min_tenure: float = 0,
+        on_elected: Callable[[Term], object] | None = None,
+        on_lost: Callable[[Term], object] | None = None,
+    ) -> Election:
+        """An election by name. ``min_tenure``: seconds from this process's election to the next one."""
+        return Election(self, name, min_tenure=min_tenure, on_elected=on_elected, on_lost=on_lost)
+
+    def leadership(
+        self, name: str, value: Bytes = b"", *, priority: int = 0, timeout: float | None = None
+    ) -> Leading:
+        """``with cluster.leadership("x") as term``: of the election of that name."""
+        return Election(self, name).leadership(value, priority=priority, timeout=timeout)
+
+    def raft_leadership(self) -> RaftLeadership:
+        """Leadership that follows the Raft leader: ``with cluster.raft_leadership() as term``."""
+        return RaftLeadership(self)
 
     def fenced(self, token: int) -> KV:
         """KV whose writes are refused (``NotHolder``) unless the hold of ``token`` still holds, each in one command."""

@@ -619,17 +619,17 @@ class Machine:
             return
         self.revision += 1
         first, changed_before = self.revision, len(self._changes)
-        pending = sorted(
-            [(s, t.payload, t.revision) for s, t in session.tickets.items()]
-            + [(s, a.undo, a.revision) for s, a in session.answers.items() if a.undo is not None]
-        )
+        pending: dict[str, list[tuple[int, bytes, int]]] = {}
+        unlearned = [(s, a.undo, a.revision) for s, a in session.answers.items() if a.undo is not None]
+        for wait in sorted([(s, t.payload, t.revision) for s, t in session.tickets.items()] + unlearned):
+            pending.setdefault(self.registry.decode(wait[1]).fsm, []).append(wait)
         patience = [_patience_key(session_id, sequence) for sequence in session.tickets]
         self.sessions.remove(session_id)
         self._in_own_scope(lambda: [self.timers.cancel(SYSTEM, key) for key in [f"session/{session_id}", *patience]])
-        for sequence, payload, revision in pending:
-            self._undo_grant(session_id, sequence, payload, revision, has_ended=True)
-        for name in list(self.system.manifest):
+        for name in sorted(self.system.manifest, key=lambda name: (self._fsms[name].teardown, name)):
             fsm = self._fsms[name]
+            for sequence, payload, revision in pending.get(name, ()):
+                self._undo_grant(session_id, sequence, payload, revision, has_ended=True)
             for handler in fsm.session_ended_handlers():
                 self._guarded(name, None, 0, lambda run=handler, on=fsm: run(on, session_id, self._context))  # type: ignore[misc]
         self._join_changes(changed_before, first)

@@ -26,6 +26,12 @@ from tests.session.machine_replica import MachineHost
 MAX_STEPS = 3_000
 
 
+def leading(cluster: Any, name: str = "e") -> Any:
+    block = cluster.leadership(name)
+    block.acquire = cluster.election(name).campaign
+    return block
+
+
 @pytest.fixture
 def host() -> MachineHost:
     return MachineHost(list(HOLDERS))
@@ -40,6 +46,8 @@ KINDS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "semaphore": (lambda c: c.semaphore("s", 1), lambda c: c.semaphore("s", 1)),
     "write": (lambda c: c.rwlock("r").write, lambda c: c.rwlock("r").write),
     "read": (lambda c: c.rwlock("r").read, lambda c: c.rwlock("r").write),
+    "leadership": (lambda c: c.leadership("e"), leading),
+    "raft": (lambda c: c.raft_leadership(), lambda c: leading(c, "tauraft.raft")),
 }
 
 

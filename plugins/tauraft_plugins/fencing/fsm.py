@@ -10,6 +10,7 @@ from typing import Protocol, cast
 
 from tauraft.errors import NotHolder, Refused
 from tauraft.fsm import FSM, Context, applies
+from tauraft_plugins.elections.fsm import Elections
 from tauraft_plugins.kv.fsm import KeyValue
 from tauraft_plugins.locks.fsm import Locks
 from tauraft_plugins.locks.rwlocks import RwLocks
@@ -22,6 +23,7 @@ HOLDERS: tuple[type[FSM], ...] = (
     Semaphores,
     RwLocks,
     Queues,
+    Elections,
     KeyValue,
 )
 

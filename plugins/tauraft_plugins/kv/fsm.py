@@ -60,6 +60,7 @@ class Lease:
 
 
 class KeyValue(FSM, name=KV, version=1):
+    teardown: ClassVar[int] = 90
     kv: Table[str, Row]
     attached: Table[tuple[int, str], None]  # (lease or session, key)
     leases: Table[int, Lease]

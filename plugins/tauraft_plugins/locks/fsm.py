@@ -20,12 +20,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
 from tauraft.errors import Deadlock, InvalidCommand, NotHolder
 from tauraft.fsm import FSM, Context, Table, Ticket, answers, applies, session_ended, withdraws
-from tauraft.types import LockBreak, LockInfo, Owner
+from tauraft.types import LockBreak, LockInfo, Owner, instant
 from tauraft_plugins.locks.deadlock import Edge, find_cycle
 from tauraft_primitives.locks.messages import (
     LOCKS,
@@ -53,12 +52,12 @@ from tauraft_primitives.locks.messages import (
 )
 
 NANOSECONDS = 1_000_000_000
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MAX_OTHER_WAITS = 16  # of one party, that are looked at when it was granted something
 MAX_BREAKS = 1_000  # names whose last break is kept here; the history has them all
 
 
 class Locks(FSM, name=LOCKS, version=1):
+    teardown: ClassVar[int] = 10
     holds: Table[str, Hold]
     requests: Table[int, Request]  # that wait, by the revision of the command that waits
     queues: Table[tuple[str, int, int], None]  # (name, -priority, revision)
@@ -418,8 +417,3 @@ def _owner(ticket: Ticket[Any], command: Acquire | AcquireAll) -> Owner:
 
 def _ns(seconds: float | None) -> int | None:
     return None if seconds is None else int(seconds * NANOSECONDS)
-
-
-def instant(wall_ns: int) -> datetime:
-    """Of the cluster's wall clock, as it is shown."""
-    return EPOCH + timedelta(microseconds=wall_ns // 1_000)

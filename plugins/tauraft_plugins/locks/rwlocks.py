@@ -13,12 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tauraft.errors import Deadlock, NotHolder, UpgradeRefused
 from tauraft.fsm import FSM, Context, Table, Ticket, answers, applies, session_ended, withdraws
-from tauraft.types import Owner
-from tauraft_plugins.locks.fsm import instant
+from tauraft.types import Owner, instant
 from tauraft_primitives.locks.messages import Grant, Standing, WouldWait
 from tauraft_primitives.rwlocks.messages import (
     RWLOCKS,
@@ -50,6 +49,7 @@ class RwHold:
 
 
 class RwLocks(FSM, name=RWLOCKS, version=1):
+    teardown: ClassVar[int] = 10
     holds: Table[tuple[str, int], RwHold]  # (name, token): readers, or one writer
     waiters: Table[tuple[str, int], RwAsked]  # (name, revision)
     tokens: Table[int, str]

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from tauraft.errors import Mismatch, NotHolder
 from tauraft.fsm import FSM, Context, Table, Ticket, answers, applies, session_ended, withdraws
-from tauraft.types import Owner, SemaphoreInfo
-from tauraft_plugins.locks.fsm import instant
+from tauraft.types import Owner, SemaphoreInfo, instant
 from tauraft_primitives.locks.messages import Grant, Standing, WouldWait
 from tauraft_primitives.semaphores.messages import (
     SEMAPHORES,
@@ -59,6 +59,7 @@ class PermitHold:
 
 
 class Semaphores(FSM, name=SEMAPHORES, version=1):
+    teardown: ClassVar[int] = 10
     pools: Table[str, Pool]
     holds: Table[tuple[str, int], PermitHold]  # (name, token)
     waiters: Table[tuple[str, int], Asked]  # (name, revision)

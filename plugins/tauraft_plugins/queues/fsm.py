@@ -68,6 +68,7 @@ LOWEST: Final = MAX_PRIORITY + 1
 
 
 class Queues(FSM, name=QUEUES, version=1):
+    teardown: ClassVar[int] = 20
     sql_views: ClassVar[Mapping[str, str]] = {
         "queue_items": "SELECT key_0 AS queue, key_1 AS id, state FROM tauraft_queues_items "
         "WHERE state IN ('ready', 'delayed', 'claimed', 'dead')"

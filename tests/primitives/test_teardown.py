@@ -1,0 +1,45 @@
+"""In which order what a session held is given back at its end."""
+
+from __future__ import annotations
+
+from tauraft_plugins.elections.fsm import Elections
+from tauraft_plugins.kv.fsm import KeyValue
+from tauraft_plugins.locks.fsm import Locks
+from tauraft_plugins.queues.fsm import Queues
+from tauraft_primitives.elections.messages import Campaign
+from tauraft_primitives.locks.messages import Acquire
+from tauraft_primitives.queues.messages import Enqueue, TakeItems
+from tests.primitives.harness import Harness
+
+
+def test_locks_go_first_then_claims_then_candidacies_whatever_was_taken_first() -> None:
+    replica = Harness(KeyValue, Elections, Queues, Locks)
+    alice, bob = replica.open(), replica.open()
+    alice.run(Campaign("e"))
+    alice.run(Enqueue("q", b"item"))
+    alice.run(TakeItems("q", 1e6, 1, None, wait=False))
+    alice.run(Acquire("l"))
+    # Whoever waits gets a token of its own, in the order of what is given back.
+    leads = bob.run(Campaign("e"))
+    claims = bob.run(TakeItems("q", 1e6, 1, None, wait=True))
+    holds = bob.run(Acquire("l"))
+    before = replica.machine.applied_index
+    alice.end()
+    assert replica.machine.applied_index == before + 1
+    tokens = [holds.value.token, claims.value[0].token, leads.value.token]
+    assert tokens == sorted(tokens) and len(set(tokens)) == 3
+
+
+def test_what_was_waited_for_is_withdrawn_in_that_order_too() -> None:
+    replica = Harness(Elections, Locks)
+    alice, bob = replica.open(), replica.open()
+    unlearned = alice.run(Campaign("e")), alice.run(Acquire("l"))  # answered, and never acknowledged
+    assert all(reply.is_done for reply in unlearned)
+    leads, holds = bob.run(Campaign("e")), bob.run(Acquire("l"))
+    alice.end()
+    assert holds.value.token < leads.value.token
+
+
+def test_the_order_of_the_bundled_machines() -> None:
+    places = [kind.teardown for kind in (Locks, Queues, Elections, KeyValue)]
+    assert places == sorted(set(places))
