@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +13,9 @@ from tauraft.cli.cluster import plain
 from tauraft.cli.main import Target, targeted
 from tauraft.cli.under_lock import NOT_EXECUTABLE, NOT_FOUND, CommandUnderLock
 from tauraft.types import LockInfo, Owner
+
+if TYPE_CHECKING:
+    import tauraft
 
 LOST = 125
 PAGE = 500
@@ -41,7 +45,6 @@ def run(target: Target, name: str, command: tuple[str, ...], reason: str | None,
     with target.client() as client:
         hold = client.lock(name, reason=reason).acquire(timeout=target.patience)
         under_lock = CommandUnderLock(command, hold.token, grace)
-        hold.lost.add_callback(under_lock.lose)
 
         def end_when_taken_away() -> None:
             try:
@@ -51,22 +54,30 @@ def run(target: Target, name: str, command: tuple[str, ...], reason: str | None,
             under_lock.lose()
 
         threading.Thread(target=end_when_taken_away, daemon=True).start()
-        try:
-            code = under_lock.run()
-        except FileNotFoundError as error:
-            click.echo(f"tauraft: {command[0]}: {error.strerror}", err=True)
-            code = NOT_FOUND
-        except OSError as error:
-            click.echo(f"tauraft: {command[0]}: {error.strerror}", err=True)
-            code = NOT_EXECUTABLE
-        if under_lock.is_lost:
-            click.echo(f"tauraft: the lock {name!r} was lost; the command was ended", err=True)
-            return LOST
-        try:
-            hold.release()
-        except TauraftError as error:
-            click.echo(f"tauraft: {error}", err=True)
-            return LOST
+        return run_while_held(under_lock, hold, command, f"the lock {name!r}")
+
+
+def run_while_held(under_lock: CommandUnderLock, hold: tauraft.Hold, command: tuple[str, ...], what: str) -> int:
+    """The command's exit code, or 125 where ``what`` was lost; the hold is given back."""
+    from tauraft.errors import TauraftError
+
+    hold.lost.add_callback(under_lock.lose)
+    try:
+        code = under_lock.run()
+    except FileNotFoundError as error:
+        click.echo(f"tauraft: {command[0]}: {error.strerror}", err=True)
+        code = NOT_FOUND
+    except OSError as error:
+        click.echo(f"tauraft: {command[0]}: {error.strerror}", err=True)
+        code = NOT_EXECUTABLE
+    if under_lock.is_lost:
+        click.echo(f"tauraft: {what} was lost; the command was ended", err=True)
+        return LOST
+    try:
+        hold.release()
+    except TauraftError as error:
+        click.echo(f"tauraft: {error}", err=True)
+        return LOST
     return code
 
 

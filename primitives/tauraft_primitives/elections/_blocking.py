@@ -285,7 +285,7 @@ class Election:
             self._terms.remove(term)
 
 
-class RaftLeadership:
+class RaftLeadership(Leading):
     """Leadership that follows Raft: at most one process leads, one that uses the replica of the Raft leader.
 
     ``with cluster.raft_leadership() as term``. The body is cancelled when another replica leads Raft; until one is known to, and at most
@@ -293,24 +293,16 @@ class RaftLeadership:
     """
 
     def __init__(self, holder: Holder) -> None:
+        super().__init__(self._follow)
         self.name = RAFT
         self._holder = holder
         self._election = Election(holder, RAFT)
-        self._blocks = Leading(self._follow)
-
-    def __enter__(self) -> Term:
-        return self._blocks.__enter__()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        return self._blocks.__exit__(kind, error, trace)
 
     def run(self, main: Callable[[Term], Returned[R]]) -> R:
         """As ``Election.run``."""
         if not callable(main):
             raise TypeError(f"main must be callable, not {type(main).__name__}")
-        return _under(self._blocks, main)
+        return _under(self, main)
 
     def leader(self) -> Leader | None:
         """Who leads now; ``leader.owner.peer_id`` is the Raft leader's."""

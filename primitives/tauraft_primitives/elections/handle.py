@@ -284,7 +284,7 @@ class AsyncElection:
             self._terms.remove(term)
 
 
-class AsyncRaftLeadership:
+class AsyncRaftLeadership(AsyncLeading):
     """Leadership that follows Raft: at most one process leads, one that uses the replica of the Raft leader.
 
     ``async with cluster.raft_leadership() as term``. The body is cancelled when another replica leads Raft; until one is known to, and at most
@@ -292,24 +292,16 @@ class AsyncRaftLeadership:
     """
 
     def __init__(self, holder: AsyncHolder) -> None:
+        super().__init__(self._follow)
         self.name = RAFT
         self._holder = holder
         self._election = AsyncElection(holder, RAFT)
-        self._blocks = AsyncLeading(self._follow)
-
-    async def __aenter__(self) -> AsyncTerm:
-        return await self._blocks.__aenter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        return await self._blocks.__aexit__(kind, error, trace)
 
     async def run(self, main: Callable[[AsyncTerm], AsyncReturned[R]]) -> R:
         """As ``AsyncElection.run``."""
         if not callable(main):
             raise TypeError(f"main must be callable, not {type(main).__name__}")
-        return await _under(self._blocks, main)
+        return await _under(self, main)
 
     async def leader(self) -> Leader | None:
         """Who leads now; ``leader.owner.peer_id`` is the Raft leader's."""
