@@ -415,9 +415,9 @@ class _CallerCore:
         waiting, self._opened = self._opened, []
         for reply in waiting:
             reply.complete(None, error)
+        self._standing.changed.set()
         # Nothing renews them any more, whatever the session's deadline says.
         self.holds_ended.set()
-        self._standing.changed.set()
         if self._session is None:
             return
         if error is None:
