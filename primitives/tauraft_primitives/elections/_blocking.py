@@ -34,6 +34,7 @@ from tauraft.handle import (
     check_patience,
 )
 from tauraft.types import Bytes, ElectionInfo, Leader, instant
+from tauraft_primitives.checks import check_session, check_value
 from tauraft_primitives.elections.messages import (
     TERMS,
     AskElection,
@@ -46,8 +47,6 @@ from tauraft_primitives.elections.messages import (
     Resign,
     TermRow,
     Transfer,
-    check_session,
-    check_value,
 )
 from tauraft_primitives.holds._blocking import Hold, OneHeld, next_attempt, reminder_of, take
 from tauraft_primitives.locks.messages import Grant, check_priority, check_seconds
@@ -257,7 +256,7 @@ class Election:
 
         Raises ``NotHolder``, and ``NoCandidate`` when that session does not stand: then this one still leads.
         """
-        check_session(to)
+        check_session(to, "to")
         self._term()._transfer(to)
 
     def leader(self) -> Leader | None:

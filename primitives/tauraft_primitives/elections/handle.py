@@ -33,6 +33,7 @@ from tauraft.handle import (
     check_patience,
 )
 from tauraft.types import Bytes, ElectionInfo, Leader, instant
+from tauraft_primitives.checks import check_session, check_value
 from tauraft_primitives.elections.messages import (
     TERMS,
     AskElection,
@@ -45,8 +46,6 @@ from tauraft_primitives.elections.messages import (
     Resign,
     TermRow,
     Transfer,
-    check_session,
-    check_value,
 )
 from tauraft_primitives.holds.handle import AsyncHold, AsyncOneHeld, next_attempt, reminder_of, take
 from tauraft_primitives.locks.messages import Grant, check_priority, check_seconds
@@ -256,7 +255,7 @@ class AsyncElection:
 
         Raises ``NotHolder``, and ``NoCandidate`` when that session does not stand: then this one still leads.
         """
-        check_session(to)
+        check_session(to, "to")
         await self._term()._transfer(to)
 
     async def leader(self) -> Leader | None:

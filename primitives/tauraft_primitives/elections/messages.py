@@ -9,34 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from tauraft.errors import InvalidArgument, TooLarge
 from tauraft.fsm import Command, Query, TableName
-from tauraft.handle import check_name
 from tauraft.types import ElectionInfo, Leader, Owner
+from tauraft_primitives.checks import check_name, check_session, check_value
 from tauraft_primitives.locks.messages import Grant, Standing, check_priority, check_seconds
 
 ELECTIONS: Final = "tauraft.elections"
-MAX_VALUE_BYTES: Final = 1 << 20
 MAX_LISTED: Final = 1_000
-
-
-def check_value(value: bytes) -> None:
-    """Raises ``TypeError``, ``TooLarge``."""
-    if type(value) is not bytes:
-        raise TypeError(f"value must be bytes, not {type(value).__name__}")
-    if len(value) > MAX_VALUE_BYTES:
-        raise TooLarge(
-            f"a value of {len(value)} bytes: the limit is {MAX_VALUE_BYTES}; nothing was sent", option="value"
-        )
-
-
-def check_session(session: int) -> int:
-    """The public id of a session. Raises ``TypeError``, ``InvalidArgument``."""
-    if type(session) is not int:
-        raise TypeError(f"to must be the id of a session, not {type(session).__name__}")
-    if session <= 0:
-        raise InvalidArgument(f"{session} is no session's id; nothing was sent", option="to")
-    return session
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +68,7 @@ class Transfer(Command[None], fsm=ELECTIONS):
     to: int
 
     def __post_init__(self) -> None:
-        check_session(self.to)
+        check_session(self.to, "to")
 
 
 @dataclass(frozen=True, slots=True)
