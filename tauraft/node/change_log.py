@@ -32,7 +32,7 @@ from tauraft.errors import Compacted, InvalidCommand
 from tauraft.system.messages import SYSTEM
 from tauraft.tables import ABSENT, Change, Table, TableSet
 
-MAX_BYTES: Final = 64 << 20
+MAX_BYTES: Final = 24 << 20
 FRAME_BYTES: Final = 150  # of a frame and its change, without what they hold
 KEPT_PASTS: Final = 4
 

@@ -116,7 +116,7 @@ class DuckDBLog:
         directory: str,
         *,
         segment_bytes: int = 16 << 20,
-        cache_bytes: int = 32 << 20,
+        cache_bytes: int = 8 << 20,
         must_exist: bool = False,
         free_bytes: Callable[[str], int] | None = None,
     ) -> None:

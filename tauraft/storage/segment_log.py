@@ -113,7 +113,7 @@ class SegmentLog:
         files: FileSystem | None = None,
         segment_bytes: int = 16 << 20,
         first_segment_bytes: int = 256 << 10,
-        cache_bytes: int = 32 << 20,
+        cache_bytes: int = 8 << 20,
         must_exist: bool = False,
     ) -> None:
         self._directory = directory
