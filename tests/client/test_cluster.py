@@ -50,6 +50,41 @@ def test_a_constructor_checks_and_starts_nothing() -> None:
         cluster.get("k")
 
 
+@pytest.mark.parametrize(
+    ("namespace", "says"),
+    [
+        ("", "must start with /raft/"),
+        ("raft/a", "must start with /raft/"),
+        ("/other/a", "must start with /raft/"),
+        ("/raft", "must start with /raft/"),
+        ("/raft/", "empty part"),
+        ("/raft/a//b", "empty part"),
+        ("/raft/a/", "empty part"),
+        ("/raft/../a", "cannot be . or .."),
+        ("/raft/a/./b", "cannot be . or .."),
+        ("/raft/a/transport", "last part cannot be 'transport'"),
+        ("/raft/" + "x" * 250, "longer than 255 bytes"),
+        ("/raft/" + "\u00e9" * 125, "longer than 255 bytes"),
+        ("/raft/a b", "only letters, digits"),
+        ("/raft/a\0", "only letters, digits"),
+    ],
+)
+def test_namespaces_are_checked_by_the_constructor(namespace: str, says: str) -> None:
+    with pytest.raises(errors.InvalidNamespace, match=says):
+        Cluster(namespace)
+    with pytest.raises(errors.InvalidNamespace):
+        Client(namespace)
+    with pytest.raises(TypeError):
+        Cluster(namespace.encode())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "namespace", ["/raft/a", "/raft/a/b.c-d_e", "/raft/transport/a", "/raft/" + "x" * 249, "/raft/\u00e9\u4e2d"]
+)
+def test_namespaces_of_any_script_and_depth_are_taken(namespace: str) -> None:
+    assert Cluster(namespace).namespace == Client(namespace).namespace == namespace
+
+
 def test_a_started_cluster_says_where_it_is(host: NodeHost) -> None:
     cluster = Cluster(NAMESPACE, _open_host=host.open)
     with cluster:

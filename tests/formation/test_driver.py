@@ -111,6 +111,28 @@ def test_nodes_that_know_one_another_end_in_one_cluster(count: int, gap_s: float
     run(story)
 
 
+@pytest.mark.parametrize("count", [3, 5])
+def test_nodes_that_hear_of_one_another_end_in_one_cluster(count: int) -> None:
+    """Each is given the one before it, the first nobody: the others are known by hearsay."""
+
+    async def story() -> None:
+        world = World(count)
+        names = [f"n{number:02}" for number in range(count)]
+        with anyio.move_on_after(60):
+            async with anyio.create_task_group() as tasks:
+                for number, name in enumerate(names):
+                    tasks.start_soon(
+                        partial(world.node, name, names[max(0, number - 1) : number], options=Options(expect=count))
+                    )
+                while len(world.formed) < count:
+                    await anyio.sleep(0.1)
+                tasks.cancel_scope.cancel()
+        assert set(world.formed) == set(names)
+        assert len({formed.genesis.cluster_id for formed in world.formed.values()}) == 1
+
+    run(story)
+
+
 @pytest.mark.parametrize("started", [2, 3, 4])
 def test_expect_3_waits_for_two_forms_of_three_and_refuses_four(started: int) -> None:
     async def story() -> None:
