@@ -268,9 +268,6 @@ class _CallerCore:
         return self.session.replica, hello.host, hello.pid, hello.label or None
 
     def now_ns(self) -> int:
-        """Also after the end, when holds ask how long they had. ``Shutdown`` before the start."""
-        if self._engine is None:
-            self._must_be_open()
         assert self._engine is not None
         now: int = self._engine.clock.boottime_ns()
         return now

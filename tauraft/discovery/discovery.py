@@ -16,6 +16,7 @@ from typing import Protocol
 class Found:
     peer_id: str | None  # None: whoever answers at ``addresses``
     addresses: tuple[str, ...]
+    is_running: bool = False  # its process was seen just now: if it does not answer, it is busy or stopped
 
 
 class Discoverer(Protocol):

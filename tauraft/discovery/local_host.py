@@ -108,7 +108,7 @@ class LocalHostDiscoverer:
                 continue
             addresses = self._read(path)
             if addresses is not None:
-                found.append(Found(path.stem, addresses))
+                found.append(Found(path.stem, addresses, is_running=True))
         return found
 
     def _is_ours(self) -> bool:

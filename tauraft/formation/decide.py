@@ -42,12 +42,16 @@ class DiscovererView:
 
 @dataclass(frozen=True, slots=True)
 class PeerView:
-    """A peer this node has heard of. ``report`` None: it has never answered."""
+    """A peer this node has heard of. ``report`` None: it has never answered.
+
+    ``is_awaited``: also beyond the window, because it was not asked yet, or is seen to run.
+    """
 
     peer_id: str
     report: PeerReport | None = None
     since_answer_s: float = 0.0
     agreed_rounds: int = 0  # consecutive answers whose set of undecided peers was the same as ours
+    is_awaited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +202,7 @@ def _with_expect(situation: Situation, expect: int, own: Voter) -> Step:
 def _without_expect(situation: Situation, own: Voter) -> Step:
     reports = live_undecided(situation)
     age, window = situation.age_s, situation.options.bootstrap_timeout_s
-    unasked = tuple(sorted(peer.peer_id for peer in situation.peers if peer.report is None))
+    unheard = [peer for peer in situation.peers if peer.report is None and (peer.is_awaited or age < window)]
     author = _author(situation, reports)
     if author != situation.peer_id:
         return DeferTo(author, "a lower peer id among the founders writes the genesis")
@@ -207,8 +211,9 @@ def _without_expect(situation: Situation, own: Voter) -> Step:
         slowest = max(situation.discoverers, key=lambda one: one.minimum_s, default=None)
         what = f"discovery by {slowest.name}" if slowest else "the bootstrap window"
         return Wait(min(minimum_s, window), f"{what} is given its time")
-    if unasked and age < window:
-        return Ask(unasked, "found, but not heard yet")
+    if unheard:
+        names = tuple(sorted(peer.peer_id for peer in unheard))
+        return Ask(names, f"{', '.join(names)} found, but not heard yet")
     # The word is asked for also when the window is over: a genesis against a live peer's will is a split.
     missing = [report.peer_id for report in reports if report.defers_to != situation.peer_id]
     if missing:

@@ -11,7 +11,8 @@ said only when the genesis is on disk.  Age, random and the store are injected.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
 from typing import Final, Protocol
@@ -30,8 +31,16 @@ log = logging.getLogger("tauraft.formation")
 
 ROUND_S = 0.05
 SLOWEST_ROUND_S = 1.0
+ROUND_PER_PEER_S = 0.03  # twenty nodes of one machine that greet each other at every chance do nothing else
 ANSWER_TIMEOUT_S = 2.0
 SPEAK_AFTER_S = 3.0
+# A handshake costs both ends some ten milliseconds of processor. All at once, none would end in time: a few are tried at a
+# time, after longer pauses when they time out.
+STRANGERS_AT_ONCE = 4
+LONGEST_PAUSE_S = 5.0
+LOWER_CALLS_AFTER_S = 0.5
+RUNNING_PATIENCE_S = 60.0  # for a peer that a discoverer sees running, and that is too busy to answer, or stopped
+LOOK_AT_LAG_S = 0.1
 MAX_REFERRALS = 3  # to a leader that others name
 
 
@@ -74,8 +83,11 @@ class Formed:
 class _Peer:
     addresses: tuple[str, ...] = ()
     report: PeerReport | None = None
-    answered_age_s: float = 0.0
+    answered_at_s: float = 0.0  # by the time this process was given, as all here
     agreed_rounds: int = 0
+    found_at_s: float = 0.0
+    asked_at_s: float | None = None
+    told: object = None  # what our last report to it said
 
 
 _FORMATION: Final = "/~formation"  # "~" is in no namespace, so that this name is nobody else's
@@ -126,6 +138,8 @@ class Formation:
         self._round = 0
         self._membership: Membership | None = None
         self._heard = anyio.Event()
+        self._lost_s = 0.0
+        self._calls: set[anyio.CancelScope] = set()
         transport.serve(self._protocol, self.handle)
 
     def became_member(self, membership: Membership) -> None:
@@ -140,7 +154,7 @@ class Formation:
         """Ask the cluster that this disk belongs to for our place in it. True: we have it, or had it all the time."""
         genesis = self._genesis
         for peer in known:
-            self._peers.setdefault(peer.peer_id, _Peer()).addresses = peer.addresses
+            self._peer(peer.peer_id).addresses = peer.addresses
             via: str | None = peer.peer_id
             for _ in range(MAX_REFERRALS):
                 if via is None or via == self._transport.peer_id:
@@ -153,7 +167,7 @@ class Formation:
                             self._transport.learn(member.peer_id, member.addresses)
                         return True
                     case messages.NotLeader(leader) if leader is not None:
-                        self._peers.setdefault(leader.peer_id, _Peer()).addresses = leader.addresses
+                        self._peer(leader.peer_id).addresses = leader.addresses
                         via = leader.peer_id
                     case _:
                         pass
@@ -173,6 +187,8 @@ class Formation:
         async with anyio.create_task_group() as tasks:
             for discoverer in self._discoverers:
                 tasks.start_soon(self._discover, discoverer)
+            tasks.start_soon(self._note_lag)
+            tasks.start_soon(self._meet)
             try:
                 outcome: Formed | FormationRefused = await self._rounds()
             except FormationRefused as error:  # raised below, so that callers get no group of one
@@ -186,19 +202,37 @@ class Formation:
         async for found in discoverer.find():
             self._found(found)
 
+    async def _note_lag(self) -> None:
+        """A process that is given no processor hears nobody: such time is no silence of theirs, nor of the window."""
+        while True:
+            before_s = self._age_s()
+            await anyio.sleep(LOOK_AT_LAG_S)
+            lost_s = self._age_s() - before_s - 2 * LOOK_AT_LAG_S
+            if lost_s > 0:
+                self._lost_s += lost_s
+                for scope in self._calls:
+                    scope.deadline += lost_s
+
+    def _given_s(self) -> float:
+        """This process's age, without the time in which it was given no processor."""
+        return self._age_s() - self._lost_s
+
     def _found(self, found: Found) -> None:
         if found.peer_id is None:
             self._nameless.add(found.addresses)
         elif found.peer_id != self._transport.peer_id:
-            self._peers.setdefault(found.peer_id, _Peer()).addresses = found.addresses
+            self._peer(found.peer_id).addresses = found.addresses
         self._heard.set()
+
+    def _peer(self, peer_id: str) -> _Peer:
+        return self._peers.setdefault(peer_id, _Peer(found_at_s=self._given_s()))
 
     async def _rounds(self) -> Formed:
         pause_s, began_s, said = ROUND_S, self._age_s(), ""
         while True:
             self._heard = anyio.Event()
             if self._genesis is None and not self._options.force_bootstrap:
-                await self._exchange()
+                await self._exchange(pause_s)
             step = steps.decide(self._situation())
             if self._refused_by and isinstance(step, steps.StartAlone | steps.WriteGenesis):
                 # Whom we looked for is there and will not have us: another cluster of this name beside it is nobody's wish.
@@ -215,7 +249,7 @@ class Formation:
                 self._waiting(reason)
             with anyio.move_on_after(pause_s * self._random.uniform(0.75, 1.25)):
                 await self._heard.wait()
-            pause_s = min(pause_s * 1.2, SLOWEST_ROUND_S)
+            pause_s = min(max(pause_s * 1.2, ROUND_PER_PEER_S * len(self._peers)), SLOWEST_ROUND_S)
 
     async def _perform(self, step: steps.Step) -> Formed | None:
         match step:
@@ -276,7 +310,7 @@ class Formation:
                 case messages.JoinRefused(code, message):
                     raise FormationRefused(f"{via} refused this node ({code}): {message}")
                 case messages.NotLeader(leader) if leader is not None:
-                    self._peers.setdefault(leader.peer_id, _Peer()).addresses = leader.addresses
+                    self._peer(leader.peer_id).addresses = leader.addresses
                     via = leader.peer_id
                 case _:
                     return None
@@ -331,18 +365,58 @@ class Formation:
         self._store.save_acceptor(self._acceptor.record)
         return answer
 
-    async def _exchange(self) -> None:
-        async def nameless(addresses: tuple[str, ...]) -> None:
-            await self._hello(None, addresses)
-
+    async def _exchange(self, pause_s: float) -> None:
+        """Hear all we know and be heard. Who greeted us within ``pause_s`` has done both, unless we say something else now."""
+        saying, now_s = self._saying(), self._given_s()
+        friends = [
+            (peer_id, peer.addresses)
+            for peer_id, peer in sorted(self._peers.items())
+            if peer.report is not None and (peer.told != saying or now_s - peer.answered_at_s >= pause_s)
+        ]
         async with anyio.create_task_group() as tasks:
             for addresses in sorted(self._nameless):
-                tasks.start_soon(nameless, addresses)
-            for peer_id, peer in sorted(self._peers.items()):
-                tasks.start_soon(self._hello, peer_id, peer.addresses)
+                tasks.start_soon(self._hello, None, addresses)
+            for peer_id, known in friends:
+                tasks.start_soon(self._hello, peer_id, known)
+
+    async def _meet(self) -> None:
+        """Greet those that were never heard. Apart from the rounds: who is mute must not make the others look silent."""
+        pause_s = ROUND_S
+        while True:
+            now_s = self._given_s()
+            strangers = sorted(
+                (
+                    (peer.asked_at_s or 0.0, peer_id, peer)
+                    for peer_id, peer in self._peers.items()
+                    if peer.report is None
+                ),
+                key=lambda one: one[:2],
+            )
+            if len(strangers) > STRANGERS_AT_ONCE:
+                # Of two that find each other one calls, and the other a little later.
+                strangers = [
+                    one
+                    for one in strangers
+                    if one[1] < self._transport.peer_id or now_s - one[2].found_at_s >= LOWER_CALLS_AFTER_S
+                ][:STRANGERS_AT_ONCE]
+            if self._genesis is None and not self._options.force_bootstrap:
+                async with anyio.create_task_group() as tasks:
+                    for _, peer_id, peer in strangers:
+                        peer.asked_at_s = now_s
+                        tasks.start_soon(self._hello, peer_id, peer.addresses)
+            is_slow = self._given_s() - now_s >= ANSWER_TIMEOUT_S
+            pause_s = min(pause_s * 2, LONGEST_PAUSE_S) if is_slow else ROUND_S
+            await anyio.sleep(pause_s * self._random.uniform(0.5, 1.5))
+
+    def _saying(self) -> object:
+        """What others decide by."""
+        return self._defers_to, self._genesis is None, frozenset(self._peers)
 
     async def _hello(self, peer_id: str | None, addresses: tuple[str, ...]) -> None:
-        await self._call(peer_id, messages.Hello(self._report()), addresses)
+        saying = self._saying()
+        answer = await self._call(peer_id, messages.Hello(self._report()), addresses)
+        if peer_id is not None and isinstance(answer, messages.HelloAnswer):
+            self._peer(peer_id).told = saying
 
     async def _call(
         self, peer_id: str | None, message: messages.Message, addresses: Sequence[str] | None = None
@@ -351,7 +425,7 @@ class Formation:
         if addresses is None and peer_id in self._peers:
             addresses = self._peers[peer_id].addresses
         limit_s = ANSWER_TIMEOUT_S * (5 if isinstance(message, messages.JoinRequest) else 1)
-        with anyio.move_on_after(limit_s):
+        with anyio.move_on_after(limit_s) as scope, self._counted(scope):
             try:
                 stream = await self._transport.connect(self._protocol, peer_id=peer_id, addresses=addresses or ())
             except NotAdmitted:
@@ -372,6 +446,14 @@ class Formation:
             return answer
         return None
 
+    @contextmanager
+    def _counted(self, scope: anyio.CancelScope) -> Iterator[None]:
+        self._calls.add(scope)
+        try:
+            yield
+        finally:
+            self._calls.remove(scope)
+
     async def handle(self, stream: MessageStream) -> None:
         """One question of a peer. Its identity is the stream's, whatever the message claims."""
         try:
@@ -386,6 +468,7 @@ class Formation:
         match message:
             case messages.Hello(report):
                 self._heard_from(sender, report)
+                self._peer(sender).told = self._saying()
                 return messages.HelloAnswer(self._report())
             case messages.JoinRequest():
                 if message.peer_id != sender:
@@ -422,17 +505,19 @@ class Formation:
     def _heard_from(self, sender: str, report: PeerReport) -> None:
         if report.peer_id != sender or sender == self._transport.peer_id:
             return
-        peer = self._peers.setdefault(sender, _Peer())
+        peer = self._peer(sender)
         last = peer.report
+        if last is None:
+            self._heard.set()
         is_same_process = last is not None and last.incarnation == report.incarnation
         if last is not None and is_same_process and 0 < last.age_s - report.age_s <= ANSWER_TIMEOUT_S * 2:
             return  # overtaken by a younger report; a much younger age is a restarted process
-        peer.report, peer.answered_age_s = report, self._age_s()
+        peer.report, peer.answered_at_s = report, self._given_s()
         if report.addresses:
             peer.addresses = report.addresses
         for known in report.known:
             if known.peer_id != self._transport.peer_id:
-                other = self._peers.setdefault(known.peer_id, _Peer())
+                other = self._peer(known.peer_id)
                 other.addresses = other.addresses or known.addresses
         theirs = {known.peer_id for known in report.known} | {sender}
         ours = {*self._peers, self._transport.peer_id}
@@ -454,15 +539,24 @@ class Formation:
         )
 
     def _situation(self) -> steps.Situation:
-        age_s = self._age_s()
+        given_s = self._given_s()
+        running: set[str | None] = set()
+        if any(peer.report is None and peer.asked_at_s is not None for peer in self._peers.values()):
+            running = {found.peer_id for one in self._discoverers for found in one.look() if found.is_running}
         return steps.Situation(
             self._transport.peer_id,
             self._request.incarnation,
-            age_s,
+            given_s,
             self._options,
             self._genesis,
             tuple(
-                steps.PeerView(peer_id, peer.report, max(age_s - peer.answered_age_s, 0.0), peer.agreed_rounds)
+                steps.PeerView(
+                    peer_id,
+                    peer.report,
+                    max(given_s - peer.answered_at_s, 0.0),
+                    peer.agreed_rounds,
+                    is_awaited=peer.asked_at_s is None or (peer_id in running and given_s < RUNNING_PATIENCE_S),
+                )
                 for peer_id, peer in sorted(self._peers.items())
             ),
             tuple(steps.DiscovererView(one.name, one.minimum_s) for one in self._discoverers),

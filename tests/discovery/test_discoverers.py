@@ -29,8 +29,8 @@ def test_two_nodes_of_a_host_find_each_other_and_not_themselves(tmp_path: Path) 
     async def main() -> None:
         await one.announce("one", ["/a"])
         await two.announce("two", ["/b"])
-        assert await first(one) == Found("two", ("/b",))
-        assert await first(two) == Found("one", ("/a",))
+        assert await first(one) == Found("two", ("/b",), is_running=True)
+        assert await first(two) == Found("one", ("/a",), is_running=True)
         await two.withdraw()
         assert one.look() == []
 
@@ -44,7 +44,7 @@ def test_the_file_of_a_dead_process_is_ignored_and_removed(tmp_path: Path, chang
     record = {"addresses": ["/a"], "pid": os.getpid(), "boot": boot_id(), "start": process_start(os.getpid())}
     path = tmp_path / "dead.json"
     path.write_text(json.dumps(record))
-    assert LocalHostDiscoverer(tmp_path).look() == [Found("dead", ("/a",))]
+    assert LocalHostDiscoverer(tmp_path).look() == [Found("dead", ("/a",), is_running=True)]
     path.write_text(json.dumps(record | change))
     assert LocalHostDiscoverer(tmp_path).look() == []
     assert not path.exists()

@@ -54,6 +54,7 @@ def at(*peers: PeerView, age_s: float = 1.0, found_by: tuple[DiscovererView, ...
         pytest.param(at(peer("a"), member("z")), JoinCluster, id="a cluster wins over bootstrapping"),
         pytest.param(at(PeerView("z")), Ask, id="a known peer is asked first"),
         pytest.param(at(PeerView("z"), age_s=10.0), StartAlone, id="one that never answered is let go"),
+        pytest.param(at(PeerView("z", is_awaited=True), age_s=10.0), Ask, id="one that is seen to run is waited for"),
         pytest.param(at(peer("z", defers_to=None)), Wait, id="no word, no genesis"),
         pytest.param(at(peer("z", defers_to=None), age_s=50.0), Wait, id="no word, no genesis, however late"),
         pytest.param(at(peer("z", rounds=1)), Wait, id="founders disagree on who is there"),

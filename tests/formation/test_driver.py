@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 
+from tauraft.discovery.discovery import Found
 from tauraft.discovery.static import StaticDiscoverer
 from tauraft.formation import messages
 from tauraft.formation.decide import Options
@@ -66,7 +67,15 @@ class World:
         self.stores: dict[str, Store] = {}
         self.formed: dict[str, Formed] = {}
 
-    async def node(self, name: str, seeds: list[str], *, after_s: float = 0.0, options: Options | None = None) -> None:
+    async def node(
+        self,
+        name: str,
+        seeds: list[str],
+        *,
+        after_s: float = 0.0,
+        options: Options | None = None,
+        discoverer: type[StaticDiscoverer] = StaticDiscoverer,
+    ) -> None:
         await anyio.sleep(after_s)
         started = trio.current_time()
         async with self.network.transport(name) as transport:
@@ -77,7 +86,7 @@ class World:
                 messages.JoinRequest(name, len(self.stores) + 1, tuple(transport.addresses), "machine", 1),
                 self.stores.setdefault(name, Store()),
                 options=options or Options(),
-                discoverers=[StaticDiscoverer(known)],
+                discoverers=[discoverer(known)],
                 random=Random(self.random.random()),
                 age_s=lambda: trio.current_time() - started,
             )
@@ -129,6 +138,30 @@ def test_nodes_that_hear_of_one_another_end_in_one_cluster(count: int) -> None:
                 tasks.cancel_scope.cancel()
         assert set(world.formed) == set(names)
         assert len({formed.genesis.cluster_id for formed in world.formed.values()}) == 1
+
+    run(story)
+
+
+class SeesThemRun(StaticDiscoverer):
+    """As the one of this host does of processes that are stopped, or have too little processor to answer."""
+
+    def look(self) -> list[Found]:
+        return [Found(found.peer_id, found.addresses, is_running=True) for found in super().look()]
+
+
+@pytest.mark.parametrize(("discoverer", "window_s"), [(StaticDiscoverer, 10), (SeesThemRun, 60)])
+def test_who_does_not_answer_is_waited_for_longer_when_it_is_seen_to_run(
+    discoverer: type[StaticDiscoverer], window_s: float
+) -> None:
+    async def story() -> None:
+        world = World()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(partial(world.node, "a", ["a", "mute"], discoverer=discoverer))
+            await anyio.sleep(window_s - 1)
+            assert not world.formed
+            await anyio.sleep(5)
+            assert set(world.formed) == {"a"}
+            tasks.cancel_scope.cancel()
 
     run(story)
 
