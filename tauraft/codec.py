@@ -255,8 +255,15 @@ def _union(hint: Any, arguments: tuple[Any, ...]) -> ValueCodec:
     packers: list[tuple[Any, Function]] = [(_python_type(argument), codec.pack) for argument, codec in members]
     if float in arguments and int not in arguments:
         packers.append((int, compile_codec(float).pack))  # an int is a float when packing, here as elsewhere
+    by_type: dict[type, Function] = {}  # the loop below, for what is exactly of one of the types
+    for kind, packer in packers:
+        if isinstance(kind, type):
+            by_type.setdefault(kind, packer)
 
     def pack(value: Any) -> Any:
+        exact = by_type.get(type(value))
+        if exact is not None:
+            return exact(value)
         for kind, packer in packers:
             if isinstance(value, kind) and not (kind is int and type(value) is bool):
                 return packer(value)
