@@ -207,7 +207,10 @@ class Context(Protocol):
     def schedule(
         self, key: str, at_ns: int, command: Command[Any], *, clock: Literal["cluster", "wall"] = "cluster"
     ) -> None:
-        """Run ``command`` at that time, with no session. Replaces this FSM's timer of the same key."""
+        """Run ``command`` at that time, with no session. Replaces this FSM's timer of the same key.
+
+        On the wall clock it may run early: when that clock is set back all its timers run. Look at ``wall_ns``.
+        """
 
     def cancel(self, key: str) -> None:
         """Forget that timer, if there is one."""

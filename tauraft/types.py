@@ -19,6 +19,7 @@ Consistency: TypeAlias = Literal["linearizable", "lease", "stale"]
 Revision: TypeAlias = int
 Bytes: TypeAlias = bytes | str  # str is stored as UTF-8; what comes back is always bytes
 OnLoss: TypeAlias = Literal["break", "shrink", "ignore"]
+TickState: TypeAlias = Literal["FIRED", "RUNNING", "OK", "FAILED", "LOST", "SKIPPED"]
 
 
 def instant(wall_ns: int) -> datetime:
@@ -257,3 +258,35 @@ class ElectionInfo:
     name: str
     leader: Leader | None
     candidates: tuple[Owner, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TickRow:
+    """A tick of a job in the ledger. Over in OK, FAILED, LOST and SKIPPED (``reason`` says why).
+
+    ``token`` fences the run begun last, 0: none was. ``until``: a SKIPPED row that stands for many says the last of them.
+    """
+
+    job: str
+    scheduled_at: datetime
+    state: TickState
+    runner: Owner | None
+    token: int
+    attempts: int
+    started: datetime | None
+    finished: datetime | None
+    error: str | None
+    reason: str | None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobInfo:
+    """``spec`` as it was written. ``next_at``: when it is due next, before jitter; None: paused, or never. ``version`` counts its schedules."""
+
+    name: str
+    spec: str | None
+    timezone: str
+    paused: bool
+    next_at: datetime | None
+    version: int

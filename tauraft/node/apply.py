@@ -42,6 +42,7 @@ from tauraft.system.messages import (
     ExpireSession,
     KeepAlive,
     Open,
+    SetWall,
     Tick,
     Transaction,
     Withdraw,
@@ -54,7 +55,7 @@ from tauraft.system.sessions import (
     StoredAnswer,
     payload_hash,
 )
-from tauraft.system.tables import ActiveVersion, ReplicaRow, System
+from tauraft.system.tables import ActiveVersion, ReplicaRow, System, WallStep
 from tauraft.system.timers import MAX_FIRED_PER_ENTRY, Timers
 from tauraft.tables import DIGEST_BITS, Change, LoadedRows, TableSet, load_rows
 
@@ -67,6 +68,7 @@ _ACTIVATES = Activate.tag.encode()  # in the payload of such a command, and in h
 SESSIONS = "tauraft.system/sessions"  # where the sessions' blobs stand among the rows of a snapshot
 MAX_PARTS = 10_000  # of one command, all levels together
 MAX_PART_DEPTH = 8
+MAX_WALL_STEPS = 100  # kept for people to see
 
 # Stop the replica: whether these happen depends on this process alone (SAFETY 13).
 _STOPS = (MemoryError, RecursionError, OSError)
@@ -589,8 +591,26 @@ class Machine:
                 self._in_own_scope(lambda: self.system.replicas.__setitem__(message.peer_id, row))
             case Tick():
                 pass
+            case SetWall():
+                self._set_wall(message.wall_ns)
             case _:
                 raise InvalidCommand(f"{message.tag} is not a command of the system")
+
+    def _set_wall(self, wall_ns: int) -> None:
+        if wall_ns >= self.wall_ns:
+            return  # said twice: the first has done it
+        self.revision += 1
+        step = WallStep(self.now_ns, self.wall_ns, wall_ns, self._context.proposer)
+        self.wall_ns = self._context.wall_ns = wall_ns
+
+        def note() -> None:
+            steps = self.system.wall_steps
+            steps[self.revision] = step
+            if len(steps) > MAX_WALL_STEPS:
+                del steps[next(iter(steps))]
+            self.timers.wall_was_set_back(wall_ns)
+
+        self._in_own_scope(note)
 
     def _open(self, command: Open) -> None:
         session = self.sessions.opened_by(command.nonce)

@@ -10,7 +10,9 @@ clocks, and what stamps were seen; it answers what `now` and `wall` the next ent
   never makes a deadline come early, at worst late by the time without a leader.
 - between two rounds that a quorum confirmed, `now` advances by at most one election time-out and at most 1.01 times
   the voters' median elapsed time: one fast or resumed clock cannot expire the others' holds.
-- `wall` is for cron only: the leader's clock clamped to the voters' median plus or minus a bound.
+- `wall` is for cron only: the leader's clock clamped to the voters' median plus or minus a bound.  Before a quorum has answered its first
+  round a leader lets it stand still: its own clock may be years off.  It never goes back by itself: where the voters' clocks
+  were set back by more than ``SET_BACK_NS`` the leader has a ``SetWall`` committed (docs/decisions/0032); less is waited out.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Protocol
 
 SECOND_NS = 1_000_000_000
 WALL_BOUND_NS = 2 * SECOND_NS
+SET_BACK_NS = 30 * SECOND_NS  # clocks that differ by less, leader after leader, must not set it back and forth
 
 
 class Clock(Protocol):
@@ -49,12 +52,15 @@ class ClusterClock:
         self._lead_monotonic = self._anchor_monotonic = 0
         self._wall_median: int | None = None
 
-    def saw(self, now_ns: int, wall_ns: int) -> None:
-        """A stamp in the own log, or on a leader's heartbeat."""
+    def saw(self, now_ns: int) -> None:
+        """A stamp on a leader's heartbeat."""
         if now_ns > self._greatest_now:
             self._greatest_now = now_ns
-        if wall_ns > self._greatest_wall:
-            self._greatest_wall = wall_ns
+
+    def saw_in_log(self, now_ns: int, wall_ns: int) -> None:
+        """The last stamp in the own log. What the log says of `wall` counts, also where it is less: it was set back."""
+        self.saw(now_ns)
+        self._greatest_wall = wall_ns
 
     def start_leading(self) -> None:
         self._lead_now = self._anchor_now = self._greatest_now
@@ -83,11 +89,20 @@ class ClusterClock:
         """(now_ns, wall_ns) for an entry appended at this moment. Only while leading."""
         elapsed = min(self._clock.monotonic_ns() - self._anchor_monotonic, self._election_timeout_ns)
         self._greatest_now = max(self._greatest_now, self._anchor_now + max(0, elapsed))
-        wall = self._clock.wall_ns()
-        if self._wall_median is not None:
-            wall = min(max(wall, self._wall_median - WALL_BOUND_NS), self._wall_median + WALL_BOUND_NS)
-        self._greatest_wall = max(self._greatest_wall, wall)
+        if self._wall_median is not None or not self._greatest_wall:
+            self._greatest_wall = max(self._greatest_wall, self._clamped_wall())
         return self._greatest_now, self._greatest_wall
+
+    def set_wall_back(self, wall_ns: int) -> int | None:
+        """What `wall`, which is ``wall_ns`` in the cluster's state, must be set back to; None: it need not. Later stamps follow."""
+        if self._wall_median is None or wall_ns - self._wall_median <= SET_BACK_NS:
+            return None
+        self._greatest_wall = self._clamped_wall()
+        return self._greatest_wall
+
+    def _clamped_wall(self) -> int:
+        wall, voters = self._clock.wall_ns(), self._wall_median
+        return wall if voters is None else min(max(wall, voters - WALL_BOUND_NS), voters + WALL_BOUND_NS)
 
     def until_now_ns(self, deadline_ns: int) -> int | None:
         """How long on the local clock until `now` reaches ``deadline_ns``; None: not before a quorum answers a round.
@@ -101,14 +116,13 @@ class ClusterClock:
         return None if needed > self._election_timeout_ns else max(0, needed - elapsed)
 
     def until_wall_ns(self, deadline_ns: int) -> int | None:
-        """The same of `wall`: None while the voters' median holds it back."""
+        """The same of `wall`: None while the voters' median holds it back, or is not known."""
         if deadline_ns <= self._greatest_wall:
             return 0
-        if self._wall_median is not None:
-            if deadline_ns > self._wall_median + WALL_BOUND_NS:
-                return None
-            if deadline_ns <= self._wall_median - WALL_BOUND_NS:
-                return 0
+        if self._wall_median is None or deadline_ns > self._wall_median + WALL_BOUND_NS:
+            return None
+        if deadline_ns <= self._wall_median - WALL_BOUND_NS:
+            return 0
         return max(0, deadline_ns - self._clock.wall_ns())
 
     @property

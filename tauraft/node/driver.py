@@ -57,7 +57,7 @@ from tauraft.node.proposals import ProposalQueue
 from tauraft.node.replica import Item, Outcome, SessionEvent, Suspension
 from tauraft.node.snapshots import SnapshotMover
 from tauraft.storage.log_store import Compacted as StoreCompacted, LogStore, StorageFull
-from tauraft.system.messages import Activate, Announce
+from tauraft.system.messages import Activate, Announce, SetWall
 from tauraft.transport.transport import Channel
 
 _log = logging.getLogger("tauraft.node")
@@ -173,6 +173,7 @@ class Driver:
         # A timer is due, and what fires it is under way or may not be proposed now: the turn after the next commit or
         # tick sees to it, and waking for it before would spin.
         self._timers_wait = False
+        self._wall_settles_ns = 0
         self.on_applied: Callable[[int, Sequence[Outcome], Sequence[SessionEvent]], object] = _ignore
         self.on_role_change: Callable[[RoleChange], object] = _ignore
         self.stopped_by: PluginMissing | None = None  # nothing is applied any more; the rest goes on
@@ -443,7 +444,18 @@ class Driver:
         self._snapshots.tick()
         self._resync_tail()
         self.machine.tables.fold(MAX_FOLDED_ROWS)
+        self._set_wall_back(now)
         self.on_tick()
+
+    def _set_wall_back(self, now: int) -> None:
+        """The voters' wall clocks were set back: so is the cluster's, by an entry that says so (SAFETY 20)."""
+        if not self.is_leader or self._is_split or not self.may_admit() or now < self._wall_settles_ns:
+            return
+        wall_ns = self._cluster_clock.set_wall_back(self.machine.wall_ns)
+        if wall_ns is not None:
+            self._wall_settles_ns = now + int(self.timing.election_s * SECOND_NS)
+            command = SetWall(wall_ns)
+            self._queue.add_first(Item(0, 0, 0, 0, self.machine.registry.encode(command), command))
 
     def _tick_s(self) -> float:
         # A leader without peers has nobody to hear from: thousands of such replicas must be able to idle beside each other.
@@ -625,7 +637,7 @@ class Driver:
                 if term != entry.term:
                     # Not stamped here: what was once proposed at this index may have been overwritten.
                     batch = decode_batch(entry.data)
-                    self._cluster_clock.saw(batch.now_ns, batch.wall_ns)
+                    self._cluster_clock.saw_in_log(batch.now_ns, batch.wall_ns)
                 return
 
     def see_last_stamp(self, last_index: int) -> None:
@@ -680,6 +692,7 @@ class Driver:
         self._membership_changed(meta.membership)
         if self.stopped_by is not None:
             return
+        self._cluster_clock.saw_in_log(self.machine.now_ns, self.machine.wall_ns)
         self.on_applied(meta.index, (), ())
         while self._when_applied and self._when_applied[0][0] <= self.machine.applied_index:
             heappop(self._when_applied)[2]()
@@ -687,7 +700,7 @@ class Driver:
     # Heartbeats carry the clocks, the logs' ends, the digests (``heartbeats``).
 
     def _heartbeat_payload(self, now: int) -> bytes:
-        cluster_now, wall = self._cluster_clock.stamp()
+        cluster_now, _ = self._cluster_clock.stamp()
         self._rounds.start(now)
         self._watch.start_round(self.raft.acknowledged())
         if self.raft.membership.voters == {self.me}:
@@ -695,14 +708,14 @@ class Driver:
         verdict = self._jury.verdict or Verdict(0, b"")
         last_index = self.raft.commit_pending_index()
         return LeaderSays(
-            self._rounds.number, cluster_now, wall, last_index, self._jury.asked, verdict.index, verdict.digest
+            self._rounds.number, cluster_now, last_index, self._jury.asked, verdict.index, verdict.digest
         ).encode()
 
     def _hear_heartbeat(self, message: Heartbeat) -> None:
         if not message.payload or message.term < self.raft.term:
             return
         says = heartbeats.decode(LeaderSays, message.payload)
-        self._cluster_clock.saw(says.now_ns, says.wall_ns)
+        self._cluster_clock.saw(says.now_ns)
         self._take_verdict(Verdict(says.verdict, says.digest) if says.verdict else None)
         self._leader_had = (message.term, says.last_index)
         checkpoint, digest = self.machine.checkpoints.answer(says.asked)

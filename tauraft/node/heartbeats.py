@@ -33,7 +33,6 @@ class LeaderSays:
 
     round: int
     now_ns: int
-    wall_ns: int
     last_index: Index
     asked: Index = 0
     verdict: Index = 0

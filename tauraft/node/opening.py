@@ -171,7 +171,7 @@ def open_replica(
             "directory away to rejoin as a new member, or see `tauraft recover`"
         ) from lost
     cluster_clock = ClusterClock(parts.clock, int(parts.timing.election_s * 1e9))
-    cluster_clock.saw(machine.now_ns, machine.wall_ns)
+    cluster_clock.saw_in_log(machine.now_ns, machine.wall_ns)
     sink = _LateSink()
     channel = open_channel(sink)
     driver = Driver(

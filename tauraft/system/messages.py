@@ -67,6 +67,13 @@ class Tick(Command[None], fsm=SYSTEM):
 
 
 @dataclass(frozen=True, slots=True)
+class SetWall(Command[None], fsm=SYSTEM):
+    """The cluster's wall clock goes back to ``wall_ns``, since the voters' clocks did. Every timer on it fires and looks again."""
+
+    wall_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class Activate(Command[None], fsm=SYSTEM):
     """From this entry on, ``fsm_name`` runs at ``version`` (SAFETY 27). Proposed once every voter can run it."""
 
@@ -103,5 +110,5 @@ class Transaction(Command[tuple[bytes, ...]], fsm=SYSTEM):
 
 
 # Those proposed by replicas, without a session.
-UNATTENDED = (Open, KeepAlive, Close, ExpireSession, Withdraw, Tick, Activate, Announce)
+UNATTENDED = (Open, KeepAlive, Close, ExpireSession, Withdraw, Tick, SetWall, Activate, Announce)
 MESSAGES = (*UNATTENDED, Barrier, Transaction)

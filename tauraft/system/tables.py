@@ -47,9 +47,20 @@ class ReplicaRow:
     supported: tuple[tuple[str, int, bytes], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class WallStep:
+    """The wall clock was set back: when on the cluster's clock, from where to where, and by which leader."""
+
+    now_ns: int
+    from_ns: int
+    to_ns: int
+    leader: str
+
+
 class System(FSM, name=SYSTEM, version=1):
     timers: Table[tuple[int, int], TimerRow]
     wall_timers: Table[tuple[int, int], TimerRow]
     timer_places: Table[tuple[str, str], TimerPlace]
     manifest: Table[str, ActiveVersion]
     replicas: Table[str, ReplicaRow]
+    wall_steps: Table[int, WallStep]  # by revision; the last hundred

@@ -9,6 +9,7 @@ from __future__ import annotations
 from tauraft.system.tables import System, TimerPlace, TimerRow
 
 MAX_FIRED_PER_ENTRY = 500
+END = (1 << 63) - 1
 
 
 class Timers:
@@ -44,6 +45,14 @@ class Timers:
                 del self._system.timer_places[row.fsm, row.key]
                 return deadline, row
         return None
+
+    def wall_was_set_back(self, wall_ns: int) -> None:
+        """All timers on the wall clock are due now: what they stand for has to be reckoned anew."""
+        table = self._system.wall_timers
+        for (deadline_ns, order), row in list(table.range((wall_ns, END))):
+            del table[deadline_ns, order]
+            table[wall_ns, order] = row
+            self._system.timer_places[row.fsm, row.key] = TimerPlace(True, wall_ns, order)
 
     def next_deadline_ns(self) -> int | None:
         first = self._system.timers.first()

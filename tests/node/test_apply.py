@@ -12,12 +12,12 @@ from tauraft import errors
 from tauraft.core.messages import Entry, EntryKind, SnapshotMeta
 from tauraft.errors import CommandFailed, InvalidCommand, PluginMissing, Refused, SessionLost
 from tauraft.fsm import FSM, Command, Context, Query, Table, Ticket, answers, applies, session_ended, withdraws
-from tauraft.node.apply import Machine
+from tauraft.node.apply import MAX_WALL_STEPS, Machine
 from tauraft.node.batch import encode_batch
 from tauraft.node.replica import AnswerKind, Item, Outcome
 from tauraft.payloads import decode_answer, encode_message
 from tauraft.plugin_manager import Registry
-from tauraft.system.messages import Activate, Close, KeepAlive, Open, Tick, Transaction, Withdraw
+from tauraft.system.messages import Activate, Close, KeepAlive, Open, SetWall, Tick, Transaction, Withdraw
 from tauraft.system.sessions import MAX_OUTSTANDING
 from tauraft.system.timers import MAX_FIRED_PER_ENTRY
 from tests.primitives.harness import SECOND_NS, Harness, Reply, SessionOf
@@ -56,6 +56,13 @@ class Later(Command[None], fsm=DESK):
     seconds: int
     how: str
     times: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class OnWall(Command[None], fsm=DESK):
+    """A note when the wall clock reaches ``at_ns``."""
+
+    at_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +146,10 @@ class Desk(FSM, name=DESK, version=1):
             context.schedule(
                 f"{command.how}{number}", context.now_ns + command.seconds * SECOND_NS, _TIMED[command.how]
             )
+
+    @applies(OnWall)
+    def on_wall(self, command: OnWall, context: Context) -> None:
+        context.schedule("wall", command.at_ns, Note("wall"), clock="wall")
 
     @answers(Lines)
     def all_lines(self, query: Lines) -> tuple[str, ...]:
@@ -554,3 +565,20 @@ def test_a_plugin_whose_data_differs_is_not_run_and_stops_before_the_entry_that_
     with pytest.raises(PluginMissing):
         replica.system(Activate(name, version, digest))
     assert name not in replica.machine.system.manifest
+
+
+def test_a_wall_clock_set_back_is_on_record_and_fires_every_timer_on_it(desk: Harness) -> None:
+    alice = desk.open()
+    desk.wall_ns += 3_600 * SECOND_NS
+    alice.run(OnWall(desk.wall_ns + 60 * SECOND_NS))
+    ahead = desk.wall_ns
+    desk.set_wall_back(3_600)
+    assert desk.machine.wall_ns == ahead - 3_600 * SECOND_NS
+    assert len(lines(desk)) == 1, "it fired early, to look again"
+    (step,) = desk.machine.system.wall_steps.values()
+    assert (step.from_ns, step.to_ns, step.leader) == (ahead, desk.wall_ns, "leader")
+    desk.system(SetWall(ahead))
+    assert desk.machine.wall_ns == desk.wall_ns, "it never goes ahead this way"
+    for _ in range(MAX_WALL_STEPS + 5):
+        desk.set_wall_back(40)
+    assert len(desk.machine.system.wall_steps) == MAX_WALL_STEPS

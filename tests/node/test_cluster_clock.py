@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tauraft.node.clock import SECOND_NS, WALL_BOUND_NS, ClusterClock, median
+from tauraft.node.clock import SECOND_NS, SET_BACK_NS, WALL_BOUND_NS, ClusterClock, median
 
 ELECTION_NS = SECOND_NS
 
@@ -37,8 +37,8 @@ def leading(clock: HandClock) -> ClusterClock:
 def test_a_new_leader_goes_on_from_the_greatest_stamp_it_knows() -> None:
     clock = HandClock()
     cluster_clock = ClusterClock(clock, ELECTION_NS)
-    cluster_clock.saw(50 * SECOND_NS, 0)
-    cluster_clock.saw(40 * SECOND_NS, 0)
+    cluster_clock.saw(50 * SECOND_NS)
+    cluster_clock.saw_in_log(40 * SECOND_NS, 0)
     cluster_clock.start_leading()
     assert cluster_clock.stamp()[0] == 50 * SECOND_NS
     clock.advance(0.3)
@@ -148,3 +148,38 @@ def test_a_wall_deadline_beyond_what_the_voters_allow_is_not_waited_for() -> Non
     clock.wall += 3_600 * SECOND_NS
     assert cluster_clock.until_wall_ns(start + WALL_BOUND_NS + 1) is None
     assert cluster_clock.until_wall_ns(start + WALL_BOUND_NS) == 0
+
+
+def test_the_wall_stands_still_until_a_quorum_has_answered_the_new_leader() -> None:
+    clock = HandClock()
+    honest = clock.wall
+    cluster_clock = ClusterClock(clock, ELECTION_NS)
+    cluster_clock.saw_in_log(0, honest)
+    clock.wall += 10 * 365 * 24 * 3_600 * SECOND_NS
+    cluster_clock.start_leading()
+    assert cluster_clock.stamp()[1] == honest
+    assert cluster_clock.until_wall_ns(honest + SECOND_NS) is None
+    cluster_clock.confirmed([0, 0], [honest + SECOND_NS] * 2)
+    assert cluster_clock.stamp()[1] == honest + SECOND_NS + WALL_BOUND_NS
+
+
+def test_the_wall_is_to_be_set_back_once_the_voters_clocks_are_far_behind_it() -> None:
+    clock = HandClock()
+    cluster_clock = leading(clock)
+    ahead = clock.wall + SET_BACK_NS
+    assert cluster_clock.set_wall_back(ahead + 1) is None, "no quorum has answered yet"
+    cluster_clock.saw_in_log(0, ahead + 1)
+    cluster_clock.confirmed([0, 0], [clock.wall] * 2)
+    assert cluster_clock.set_wall_back(ahead) is None, "so little is waited out"
+    assert cluster_clock.stamp()[1] == ahead + 1
+    assert cluster_clock.set_wall_back(ahead + 1) == clock.wall
+    assert cluster_clock.stamp()[1] == clock.wall
+
+
+def test_a_follower_goes_by_the_wall_of_its_log_also_where_that_went_back() -> None:
+    clock = HandClock()
+    cluster_clock = ClusterClock(clock, ELECTION_NS)
+    cluster_clock.saw_in_log(5, clock.wall + 3_600 * SECOND_NS)
+    cluster_clock.saw_in_log(6, clock.wall)
+    cluster_clock.start_leading()
+    assert cluster_clock.stamp()[1] == clock.wall

@@ -20,7 +20,7 @@ from tauraft.node.batch import encode_batch
 from tauraft.node.replica import AnswerKind, Item, Outcome
 from tauraft.payloads import decode_answer
 from tauraft.plugin_manager import Registry
-from tauraft.system.messages import Activate, Close, Open, Tick, Withdraw
+from tauraft.system.messages import Activate, Close, Open, SetWall, Tick, Withdraw
 
 R = TypeVar("R")
 SECOND_NS = 1_000_000_000
@@ -135,6 +135,12 @@ class Harness:
             self.wall_ns += max(0, to_go)
             self.system(Tick())
         self.now_ns, self.wall_ns = target, max(self.wall_ns, wall_target)
+        self.system(Tick())
+
+    def set_wall_back(self, seconds: float) -> None:
+        """As a leader does once the voters' clocks were set back; then what is due because of it."""
+        self.wall_ns -= int(seconds * SECOND_NS)
+        self.system(SetWall(self.wall_ns))
         self.system(Tick())
 
     def system(self, message: Message[Any]) -> None:
