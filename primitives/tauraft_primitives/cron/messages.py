@@ -19,9 +19,9 @@ from typing import Final, Literal, TypeAlias
 from tauraft.errors import InvalidArgument, InvalidSpec, TooLarge
 from tauraft.fsm import Command, Query, TableName
 from tauraft.types import JobInfo, Owner, TickRow, TickState
+from tauraft_primitives.checks import check_count, check_name
 
 CRON: Final = "tauraft.cron"
-MAX_NAME_BYTES: Final = 512
 MAX_JOBS: Final = 1_000  # of one process
 MAX_ZONE_BYTES: Final = 64 << 10
 MAX_ERROR_BYTES: Final = 4 << 10
@@ -43,21 +43,6 @@ Gap: TypeAlias = Literal["run_after", "skip"]
 Repeat: TypeAlias = Literal["first", "both"]
 
 
-def check_text(value: object, option: str, limit: int = MAX_NAME_BYTES) -> None:
-    """Raises ``TypeError``, ``InvalidArgument``, ``TooLarge``."""
-    if type(value) is not str:
-        raise TypeError(f"{option} is a str, not {type(value).__name__}")
-    if not value:
-        raise InvalidArgument(f"{option} cannot be empty; nothing was sent", option=option)
-    if len(value) > limit // 4:
-        try:
-            size = len(value.encode())
-        except UnicodeEncodeError as error:
-            raise InvalidArgument(f"{option} cannot be encoded as UTF-8; nothing was sent", option=option) from error
-        if size > limit:
-            raise TooLarge(f"{option} has {size} bytes: the limit is {limit}; nothing was sent", option=option)
-
-
 def check_seconds(value: object, option: str, least: float) -> None:
     """Raises ``TypeError``, ``InvalidArgument``."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -66,14 +51,6 @@ def check_seconds(value: object, option: str, least: float) -> None:
         raise InvalidArgument(
             f"{option}={value}: at least {least:g} and at most {MAX_SECONDS:g} seconds; nothing was sent", option=option
         )
-
-
-def check_count(value: object, option: str, least: int, most: int) -> None:
-    """Raises ``TypeError``, ``InvalidArgument``."""
-    if type(value) is not int:
-        raise TypeError(f"{option} is an int, not {type(value).__name__}")
-    if not least <= value <= most:
-        raise InvalidArgument(f"{option}={value}: at least {least} and at most {most}; nothing was sent", option=option)
 
 
 def check_choice(value: object, option: str, choices: tuple[str, ...]) -> None:
@@ -141,8 +118,8 @@ class Schedule:
     zone_version: str = ""
 
     def __post_init__(self) -> None:
-        check_text(self.text, "spec")
-        check_text(self.timezone, "timezone")
+        check_name(self.text, "spec")
+        check_name(self.timezone, "timezone")
         if (self.calendar is not None) + (self.every_us != 0) + (self.at_us is not None) != 1:
             raise InvalidSpec("a schedule is a cron line, an interval or one moment", option="spec", field="spec")
         if self.every_us and not MIN_EVERY_US <= self.every_us <= LAST_MOMENT_US:
@@ -178,13 +155,13 @@ class Policy:
     repeat: Repeat = "first"
 
     def __post_init__(self) -> None:
-        check_text(self.run_on, "run_on")
+        check_name(self.run_on, "run_on")
         check_choice(self.delivery, "delivery", ("at_least_once", "at_most_once"))
         check_choice(self.misfire, "misfire", ("latest", "all", "earliest", "skip"))
         check_choice(self.overlap, "overlap", ("forbid", "allow", "queue_one", "replace"))
         check_choice(self.gap, "gap", ("run_after", "skip"))
         check_choice(self.repeat, "repeat", ("first", "both"))
-        check_count(self.retries, "retries", 0, MAX_RETRIES)
+        check_count(self.retries, "retries", MAX_RETRIES, 0)
         check_seconds(self.backoff, "backoff", 0)
         check_seconds(self.jitter, "jitter", 0)
         if self.grace is not None:
@@ -246,7 +223,7 @@ class Declare(Command[JobInfo], fsm=CRON):
     policy: Policy = field(default_factory=Policy)
 
     def __post_init__(self) -> None:
-        check_text(self.job, "name")
+        check_name(self.job)
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,9 +237,9 @@ class Register(Command[None], fsm=CRON):
     label: str | None = None
 
     def __post_init__(self) -> None:
-        check_count(len(self.jobs), "jobs", 0, MAX_JOBS)
+        check_count(len(self.jobs), "jobs", MAX_JOBS, 0)
         for job in self.jobs:
-            check_text(job, "name")
+            check_name(job)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +266,10 @@ class Finish(Command[None], fsm=CRON):
 
     def __post_init__(self) -> None:
         if self.error is not None:
-            check_text(self.error, "error", MAX_ERROR_BYTES)
+            if type(self.error) is not str:
+                raise TypeError(f"error is a str, not {type(self.error).__name__}")
+            if len(self.error.encode()) > MAX_ERROR_BYTES:
+                raise TooLarge(f"error has at most {MAX_ERROR_BYTES} bytes; nothing was sent", option="error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,7 +294,7 @@ class Pause(Command[None], fsm=CRON):
     paused: bool
 
     def __post_init__(self) -> None:
-        check_text(self.job, "name")
+        check_name(self.job)
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,7 +304,7 @@ class Trigger(Command[TickRow], fsm=CRON):
     job: str
 
     def __post_init__(self) -> None:
-        check_text(self.job, "name")
+        check_name(self.job)
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,7 +314,7 @@ class Delete(Command[bool], fsm=CRON):
     job: str
 
     def __post_init__(self) -> None:
-        check_text(self.job, "name")
+        check_name(self.job)
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,7 +322,7 @@ class GetJob(Query[JobInfo | None], fsm=CRON):
     job: str
 
     def __post_init__(self) -> None:
-        check_text(self.job, "name")
+        check_name(self.job)
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,7 +333,7 @@ class ListJobs(Query[tuple[JobInfo, ...]], fsm=CRON):
     limit: int = 500
 
     def __post_init__(self) -> None:
-        check_count(self.limit, "limit", 1, MAX_PAGE)
+        check_count(self.limit, "limit", MAX_PAGE, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,8 +344,8 @@ class NextTicks(Query[tuple[datetime, ...]], fsm=CRON):
     n: int = 1
 
     def __post_init__(self) -> None:
-        check_text(self.job, "name")
-        check_count(self.n, "n", 1, MAX_PAGE)
+        check_name(self.job)
+        check_count(self.n, "n", MAX_PAGE, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,10 +357,10 @@ class History(Query[tuple[TickRow, ...]], fsm=CRON):
     before_us: int | None = None
 
     def __post_init__(self) -> None:
-        check_text(self.job, "name")
-        check_count(self.n, "n", 1, MAX_PAGE)
+        check_name(self.job)
+        check_count(self.n, "n", MAX_PAGE, 1)
         if self.before_us is not None:
-            check_count(self.before_us, "before", 0, LAST_MOMENT_US)
+            check_count(self.before_us, "before", LAST_MOMENT_US, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,13 +15,13 @@ from importlib.resources import files
 from typing import Any, Final
 
 from tauraft.errors import InvalidSpec
+from tauraft_primitives.checks import check_name
 from tauraft_primitives.cron.messages import (
     LAST,
     LAST_WEEKDAY,
     SECOND_US,
     Calendar,
     Schedule,
-    check_text,
 )
 
 ALIASES: Final = {
@@ -44,7 +44,6 @@ UNITS_US: Final = {
     "w": 604_800 * SECOND_US,
 }
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-MAX_SPEC_BYTES: Final = 512
 
 
 def read_spec(spec: object, timezone: object = "UTC") -> Schedule:
@@ -58,7 +57,7 @@ def read_spec(spec: object, timezone: object = "UTC") -> Schedule:
         return Schedule(spec.isoformat(), at_us=at_us, timezone=timezone)
     if not isinstance(spec, str):
         raise TypeError(f"spec is a str or a datetime, not {type(spec).__name__}")
-    check_text(spec, "spec", MAX_SPEC_BYTES)
+    check_name(spec, "spec")
     text = spec.strip()
     if text.startswith("@every"):
         return Schedule(text, every_us=_interval(text), timezone=timezone)
