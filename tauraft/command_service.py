@@ -400,6 +400,13 @@ class CommandService:
         if leader is not None:
             end.deliver(LeaderIs(leader.peer_id, leader.addresses))
 
+    def _tell_members(self) -> None:
+        """Somebody is elsewhere now: who has been linked for long would look for all of them where they were."""
+        if self._nursery is not None:
+            for end in self._ends:
+                if end.sessions and not end.is_of_host:
+                    self._nursery.start_soon(self._welcome, end)
+
     def _open(self, end: _ClientEnd, message: Open) -> None:
         if len(self._opens) >= MAX_SESSIONS_OF_A_LINK or len(end.sessions) >= MAX_SESSIONS_OF_A_LINK:
             end.fail("too many sessions")
@@ -660,7 +667,10 @@ class CommandService:
             pending.end.waited -= 1
             pending.end.deliver(Answer(*key, index, outcome.kind, outcome.data))
         for event in events:
-            self._session_event(index, event)
+            if event.kind == "announced":
+                self._tell_members()
+            else:
+                self._session_event(index, event)
         self._watches.applied()
         is_gap, self._applied = index > self._applied + 1, index
         if is_gap:

@@ -47,7 +47,17 @@ ROOT: Final = Path(__file__).parent.parent
 PROMISES: Final = Path("tests/promises")
 TABLE: Final = Path("tests/scenarios/COVERAGE.md")
 # All that a test needs to run from a copy.
-COPIED: Final = ("tauraft", "plugins", "primitives", "tests", "tools", "pyproject.toml")
+COPIED: Final = (
+    "tauraft",
+    "plugins",
+    "primitives",
+    "tests",
+    "tools",
+    "examples",
+    "docs",
+    "pyproject.toml",
+    "README.md",
+)
 # What may be mutated: a promise is kept by the code, not by its tests.
 MUTABLE: Final = ("tauraft/", "plugins/", "primitives/")
 # An edit that ends in one of these did not take a rule out, it broke the module.

@@ -589,6 +589,7 @@ class Machine:
                 )  # fmt: skip
                 self.revision += 1
                 self._in_own_scope(lambda: self.system.replicas.__setitem__(message.peer_id, row))
+                self._events.append(SessionEvent("announced", 0))
             case Tick():
                 pass
             case SetWall():

@@ -29,7 +29,10 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SessionEvent:
-    """``opened`` (``nonce`` says whose), ``renewed`` (``serial`` says by which keepalive) or ``ended`` by an applied entry."""
+    """``opened`` (``nonce`` says whose), ``renewed`` (``serial`` says by which keepalive) or ``ended`` by an applied entry.
+
+    Or ``announced``, of no session: a replica said where it is.
+    """
 
     kind: str
     session: int
