@@ -3,7 +3,8 @@
 A ``Dialer`` makes links; ``Connector`` keeps the session on one of them.  After a failure it waits, twice as long each
 time and never in step with others (jitter), at most 2 s.  A client that dials addresses moves to the leader
 when its replica says who that is, dialling before it lets go of the old link, so the session hardly notices.
-A replica that answers but cannot attach the session in time is left for another one where there is one.
+A replica that answers but cannot attach the session in time is left for another one where there is one; so is one that has
+known no leader for a while, for one that does: it may be cut off from a majority that the client can reach.
 
 All of it in the engine's loop; random numbers and the clock are injected.  Nothing here looks into a submission.
 """
@@ -38,6 +39,8 @@ FIRST_BACKOFF_S: Final = 0.05
 LONGEST_BACKOFF_S: Final = 2.0
 WELCOME_TIMEOUT_S: Final = 5.0
 ATTACH_TIMEOUT_S: Final = 5.0
+# An election is over by then, most often; with the time it takes to find out, a session of 10 s is still renewed.
+LEADERLESS_TIMEOUT_S: Final = 2.0
 MOVE_JITTER_S: Final = 0.2
 
 
@@ -174,11 +177,13 @@ class _Attempt:
         self.welcomed = trio.Event()
         self.is_closed = False
         self.is_current = False
-        self.stirred = trio.Event()  # it closed, or the leader is elsewhere
+        self.stirred = trio.Event()  # it closed, the leader is elsewhere, or there is none (any more)
         self.move_to: LeaderIs | None = None
+        self.is_leaderless = False
 
     def received(self, message: ToClient) -> None:
         if isinstance(message, Welcome):
+            self.is_leaderless = not message.leader
             self.welcomed.set()
         elif isinstance(message, LeaderIs):
             self._leader_is(message)
@@ -186,6 +191,9 @@ class _Attempt:
             self._connector.session.received(message)
 
     def _leader_is(self, leader: LeaderIs) -> None:
+        if self.is_leaderless != (not leader.peer_id):
+            self.is_leaderless = not leader.peer_id
+            self.stirred.set()
         link = self.link
         if link is not None and not link.is_local and self._connector.dialer.has_choice:
             self.move_to = leader if leader.peer_id and leader.peer_id != link.peer_id else None
@@ -269,13 +277,20 @@ class Connector:
     async def _until_next(self, attempt: _Attempt, nursery: trio.Nursery) -> _Attempt | None:
         """Wait until this link ends (None), or a better one is ready."""
         while True:
-            patience = ATTACH_TIMEOUT_S if self.dialer.has_choice and not self._is_settled() else float("inf")
+            patience = float("inf")
+            if self.dialer.has_choice and not self._is_settled():
+                patience = ATTACH_TIMEOUT_S
+            elif self.dialer.has_choice and attempt.is_leaderless:
+                patience = LEADERLESS_TIMEOUT_S * (0.75 + self._random.random() / 2)
             with trio.move_on_after(patience) as waited:
                 await attempt.stirred.wait()
             if attempt.is_closed or (waited.cancelled_caught and not self._is_settled()):
                 self._leave(attempt)
                 return None
             if not attempt.stirred.is_set():
+                if attempt.is_leaderless and (better := await self._with_leader(nursery)) is not None:
+                    self._leave(attempt)
+                    return better
                 continue
             attempt.stirred = trio.Event()
             await trio.sleep(self._random.random() * MOVE_JITTER_S)
@@ -286,6 +301,15 @@ class Connector:
                     return better
             if attempt.is_closed:
                 attempt.stirred.set()
+
+    async def _with_leader(self, nursery: trio.Nursery) -> _Attempt | None:
+        """A link to another replica, if it knows a leader."""
+        other = await self._connect(None, nursery)
+        if other is not None and other.is_leaderless:
+            assert other.link is not None
+            other.link.close()
+            return None
+        return other
 
     def _is_settled(self) -> bool:
         return self.session.is_attached or self.session.state in (State.LOST, State.CLOSED)

@@ -20,9 +20,7 @@ from tauraft.errors import InvalidNamespace, InvalidOption
 
 MAX_NAMESPACE_BYTES = 255
 # Not options of a constructor: what the command line, plugins and defaults read.
-OTHER_VARIABLES = frozenset(
-    {"TAURAFT_STATE_DIR", "TAURAFT_NAMESPACE", "TAURAFT_ADDRESSES", "TAURAFT_PLUGIN_AUTOLOAD", "TAURAFT_TOKEN"}
-)
+OTHER_VARIABLES = frozenset({"TAURAFT_STATE_DIR", "TAURAFT_NAMESPACE", "TAURAFT_PLUGIN_AUTOLOAD", "TAURAFT_TOKEN"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +180,10 @@ def _check_exposure(options: ClusterOptions | NodeOptions) -> None:
 
 def client_options(namespace: object, given: Mapping[str, Any]) -> ClientOptions:
     """Raises ``TypeError``, ``InvalidNamespace``, ``InvalidOption``."""
-    return ClientOptions(check_namespace(namespace), **_gather(ClientOptions, given))
+    checked = _gather(ClientOptions, given)
+    if given.get("data_dir") is not None and "addresses" not in given:
+        checked.pop("addresses", None)  # an argument said which node is meant
+    return ClientOptions(check_namespace(namespace), **checked)
 
 
 def _gather(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:

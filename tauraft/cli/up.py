@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import threading
 from typing import Any
@@ -39,6 +40,7 @@ def up(
 
     import tauraft
 
+    say_what_is_logged()
     loaded = []
     for name in plugins:
         try:
@@ -76,3 +78,11 @@ def up(
         else:
             click.echo(f"{cluster.namespace} is up: {cluster.state}, {' '.join(cluster.addresses)}; Ctrl-C ends it")
         stop.wait()
+
+
+def say_what_is_logged() -> None:
+    """Warnings and errors of the library go to stderr: what is waited for, what an operator should know."""
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger("tauraft").addHandler(handler)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from random import Random
-from typing import Any
+from typing import Any, Final
 
 import anyio
 import anyio.lowlevel
@@ -60,6 +60,8 @@ from tauraft.storage.log_store import Compacted as StoreCompacted, LogStore, Sto
 from tauraft.system.messages import Activate, Announce, SetWall
 from tauraft.transport.transport import Channel
 
+# The folder, not the whole directory: the identity in it is what the new member takes the old one's place by.
+MOVE_AWAY: Final = "Move the namespace's folder in its data directory away; it then joins as a new member that takes the place of this one"
 _log = logging.getLogger("tauraft.node")
 MAX_FOLDED_ROWS = 2_000  # into the digest at a tick: some milliseconds
 TELL_COMMIT_NS = 5_000_000  # how long a follower with nobody waiting may be behind on what is committed
@@ -394,10 +396,7 @@ class Driver:
         try:
             self.raft.step(message)
         except AcknowledgedEntriesLost as lost:
-            self._halt(
-                f"{lost}: this disk is an older copy of itself, or another's. Move its data directory away; it then joins as a "
-                "new member that takes the place of this one"
-            )
+            self._halt(f"{lost}: this disk is an older copy of itself, or another's. {MOVE_AWAY}")
 
     def _snapshot_arrived(self, message: InstallSnapshot) -> None:
         self._held.append(message)
@@ -753,10 +752,7 @@ class Driver:
                 pass
 
     def _exclude(self, member: Member, why: str) -> None:
-        text = (
-            f"{member.peer_id} was taken out of service: {why}. Move its data directory away; it then joins as a new "
-            "member that takes the place of this one"
-        )
+        text = f"{member.peer_id} was taken out of service: {why}. {MOVE_AWAY}"
         if self.warnings.get(member.peer_id) != text:
             _log.error("%s", text)
         self.warnings[member.peer_id] = text
@@ -776,8 +772,7 @@ class Driver:
         if mine is not None and mine != verdict.digest:
             self._halt(
                 f"the state of this replica ({self.me.peer_id}) at entry {verdict.index} is not that of the majority: its "
-                "disk or its memory is damaged, or a plugin is not deterministic. Move its data directory away; it then "
-                "joins as a new member that takes the place of this one"
+                "disk or its memory is damaged, or a plugin is not deterministic. {MOVE_AWAY}"
             )
 
     def _halt(self, why: str) -> None:

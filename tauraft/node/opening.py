@@ -140,7 +140,7 @@ def open_replica(
     if snapshot.index < recovered.first_index - 1:
         raise DataDirectoryError(
             f"the log starts at entry {recovered.first_index}, and no snapshot that reaches it is intact; nothing was "
-            "touched: move the directory away to rejoin as a new member, or see `tauraft recover`"
+            "touched: move the namespace's folder away to rejoin as a new member, or see `tauraft recover`"
         )
     hard_state: HardState = recovered.hard_state
     if snapshot.index > recovered.last_index or store.term(snapshot.index) != snapshot.term:
@@ -168,7 +168,7 @@ def open_replica(
     except HardStateLost as lost:
         raise DataDirectoryError(
             f"{lost}: whom this member voted for is lost, so it must not vote again; nothing was touched: move the "
-            "directory away to rejoin as a new member, or see `tauraft recover`"
+            "namespace's folder away to rejoin as a new member, or see `tauraft recover`"
         ) from lost
     cluster_clock = ClusterClock(parts.clock, int(parts.timing.election_s * 1e9))
     cluster_clock.saw_in_log(machine.now_ns, machine.wall_ns)

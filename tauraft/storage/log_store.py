@@ -37,9 +37,8 @@ class LogCorrupt(StorageError, DataDirectoryError):
     def __init__(self, path: str, offset: int, what: str) -> None:
         super().__init__(
             f"{path}: {what} at byte {offset}. Nothing was changed. If other members of the cluster hold the log, "
-            f"move this data "
-            "directory away and start again: the node rejoins as a new member; if this was the last one, `tauraft "
-            "recover` saves what can be read."
+            "move the namespace's folder away and start again: the node rejoins as a new member; if this was the last "
+            "one, `tauraft recover` saves what can be read."
         )
         self.path = path
         self.offset = offset

@@ -71,6 +71,21 @@ def test_a_value_goes_in_and_comes_out(shell: Shell) -> None:
     assert shell.run("kv", "get", "colour").stdout == "grün\n"
 
 
+def test_a_node_that_waits_says_for_what(tmp_path: Path) -> None:
+    shell = Shell(tmp_path)
+    node = subprocess.Popen(
+        shell.command("up", "--preset", "local", "--expect", "2"),
+        stderr=subprocess.PIPE, text=True, env=shell.environment,
+    )  # fmt: skip
+    assert node.stderr is not None
+    try:
+        assert "waiting: 1 of 2 expected nodes are running" in node.stderr.readline()
+    finally:
+        node.kill()
+        node.wait()
+        node.stderr.close()
+
+
 def test_puts_with_conditions_reads_of_the_past_and_deletes_of_many(shell: Shell) -> None:
     first = shell.json("kv", "put", "many/a", "1", "--if-absent")["revision"]
     assert shell.run("kv", "put", "many/a", "2", "--if-absent").returncode == 1

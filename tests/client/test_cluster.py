@@ -85,6 +85,17 @@ def test_namespaces_of_any_script_and_depth_are_taken(namespace: str) -> None:
     assert Cluster(namespace).namespace == Client(namespace).namespace == namespace
 
 
+def test_a_client_takes_its_addresses_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAURAFT_ADDRESSES", "/ip4/10.0.0.5/tcp/4001, /ip4/10.0.0.6/tcp/4001")
+    assert Client(NAMESPACE).options.addresses == ("/ip4/10.0.0.5/tcp/4001", "/ip4/10.0.0.6/tcp/4001")
+    assert Client(NAMESPACE, ["/ip4/10.0.0.7/tcp/4001"]).options.addresses == ("/ip4/10.0.0.7/tcp/4001",)
+    assert Client(NAMESPACE, data_dir="here").options.addresses == ()
+    assert Cluster(NAMESPACE).options.peers == ()
+    monkeypatch.setenv("TAURAFT_ADDRESSES", "10.0.0.5:4001")
+    with pytest.raises(errors.InvalidOption, match="TAURAFT_ADDRESSES"):
+        Client(NAMESPACE)
+
+
 def test_a_started_cluster_says_where_it_is(host: NodeHost) -> None:
     cluster = Cluster(NAMESPACE, _open_host=host.open)
     with cluster:

@@ -197,6 +197,7 @@ def test_a_replica_that_differs_from_the_majority_halts_and_stays_halted(leads: 
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         assert isinstance(error, DataDirectoryError) and "not that of the majority" in str(error)
+        assert "Move the namespace's folder in its data directory away" in str(error)
         with pytest.raises(DataDirectoryError, match="halted for good"):
             load_member(world.nodes[0].disk, "/node")
         assert all(node.is_up for node in world.nodes[1:])

@@ -175,4 +175,5 @@ def test_two_copies_that_answer_in_turns_are_both_told() -> None:
     with pytest.raises(DataDirectoryError, match="copies of its disk"):
         cluster.tick(2)
     assert "copies of its disk" in driver.warnings["b"]
+    assert "Move the namespace's folder in its data directory away" in driver.warnings["b"]
     assert cluster.nodes["b"].files.exists("/node/halted")

@@ -41,6 +41,21 @@ def test_a_minority_answers_nothing_and_loses_what_it_held() -> None:
         cluster.heal()
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_client_that_can_reach_another_leaves_a_replica_that_is_cut_off(seed: int) -> None:
+    """In time for its session, so that it keeps what it holds."""
+    with SimulatedCluster(seed=seed) as cluster:
+        client = cluster.client()
+        hold = client.lock("l").acquire()
+        leader = cluster.leader  # whom it talks to
+        assert leader is not None
+        cluster.partition({leader})
+        client.kv.put("k", b"v", timeout=20)
+        cluster.advance(30)
+        hold.check()
+        hold.verify()
+
+
 def test_without_a_majority_nothing_is_written_and_with_it_again_all_is_there() -> None:
     with SimulatedCluster(seed=1) as cluster:
         client = cluster.client()
