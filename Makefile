@@ -8,13 +8,14 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test verify lint fix bench coverage-table guards lock
+.PHONY: help setup demo test verify lint fix docs bench coverage-table guards lock
 
 help:
 	@echo "make demo             three nodes on this machine, their leader killed, and a verdict"
 	@echo "make test             every test but the slow ones"
 	@echo "make verify           lint, types, import contracts, twins, fast tests: before each commit"
 	@echo "make fix              format, repair what ruff can repair, renew the generated twins"
+	@echo "make docs             the pages, in docs/_build/html; a warning is an error"
 	@echo "make bench            speed beside the raw limits of this machine; writes JSON"
 	@echo "make coverage-table   which test shows which line of what must be shown"
 	@echo "make guards           take out what keeps each promise: its tests must fail (ARGS: rooms or ids)"
@@ -50,6 +51,9 @@ fix: $(READY)
 	$(BIN)/python -m tauraft.twin --write
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.run

@@ -7,12 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-
-
-def named(page: Path) -> str:
-    return str(page.relative_to(ROOT))
+from tests.docs.pages import DOCS, PAGES, ROOT, named
 
 
 def fenced(page: Path, language: str) -> list[str]:
@@ -37,6 +32,20 @@ def test_every_make_target_named_exists(page: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", makefile, flags=re.MULTILINE))
     commands = "\n".join(fenced(page, "console"))
     assert set(re.findall(r"^\$ make ([a-z-]+)", commands, flags=re.MULTILINE)) <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_file_of_the_tests_named_exists(page: Path) -> None:
+    files = set(
+        re.findall(r"`((?:tests|tauraft|tools|benchmarks|examples)/[\w/.-]+\.\w+)`", page.read_text(encoding="utf-8"))
+    )
+    assert {file for file in files if not (ROOT / file).exists()} == set()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if DOCS in page.parents], ids=named)
+def test_a_page_has_one_title_and_no_line_that_is_too_wide(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    assert len(re.findall(r"^# ", text, flags=re.MULTILINE)) == 1
 
 
 def test_the_readme_shows_the_two_commands_and_a_short_start() -> None:

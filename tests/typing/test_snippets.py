@@ -1,4 +1,7 @@
-"""What a user's type checker says of the code in ``snippets`` and of the examples: nothing, in its strictest mode. They are not run."""
+"""What a user's type checker says of the code in ``snippets`` and of the examples: nothing, in its strictest mode. They are not run.
+
+Nor is what the pages mark as ``typed``; the files of the tutorial are checked here too.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,22 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.docs.pages import PAGES, ROOT, snippets
+
+MARKS = ("typed", "file")
 PLUGIN = ROOT / "examples" / "acme_counter" / "v2" / "src"
 
 
 @pytest.mark.middle
 def test_a_users_code_passes_mypy_strict(tmp_path: Path) -> None:
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    for page in PAGES:
+        for snippet in snippets(page, "python"):
+            if snippet.mark in MARKS:
+                name = f"{page.stem}_{snippet.line}".replace("-", "_").replace(".", "_")
+                (pages / f"{name}.py").write_text(snippet.text, encoding="utf-8")
+    assert len(list(pages.iterdir())) >= 4
     done = subprocess.run(
         [
             sys.executable,
@@ -22,10 +35,11 @@ def test_a_users_code_passes_mypy_strict(tmp_path: Path) -> None:
             "mypy",
             "--strict",
             "--cache-dir",
-            str(tmp_path),
+            str(tmp_path / "cache"),
             str(Path(__file__).parent / "snippets"),
             *map(str, sorted((ROOT / "examples").glob("*.py"))),
             str(PLUGIN / "acme_counter"),
+            str(pages),
         ],
         env=os.environ | {"MYPYPATH": str(PLUGIN)},
         capture_output=True,
