@@ -15,6 +15,7 @@ import pytest
 from tests.docs.pages import PAGES, ROOT, snippets
 
 MARKS = ("typed", "file")
+CHECKED_WHOLE = "writing-a-plugin.md"  # by tests/docs/test_plugin_page.py: its fences are one module
 PLUGIN = ROOT / "examples" / "acme_counter" / "v2" / "src"
 
 
@@ -24,7 +25,7 @@ def test_a_users_code_passes_mypy_strict(tmp_path: Path) -> None:
     pages.mkdir()
     for page in PAGES:
         for snippet in snippets(page, "python"):
-            if snippet.mark in MARKS:
+            if snippet.mark in MARKS and page.name != CHECKED_WHOLE:
                 name = f"{page.stem}_{snippet.line}".replace("-", "_").replace(".", "_")
                 (pages / f"{name}.py").write_text(snippet.text, encoding="utf-8")
     assert len(list(pages.iterdir())) >= 4
