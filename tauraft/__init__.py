@@ -71,6 +71,7 @@ _ROOMS: Final = {
         "Enqueued",
         "Entry",
         "Item",
+        "JobInfo",
         "Leader",
         "LockBreak",
         "LockInfo",
@@ -84,10 +85,14 @@ _ROOMS: Final = {
         "Rows",
         "SemaphoreInfo",
         "Status",
+        "TickRow",
+        "TickState",
         "TransactionResult",
     ),
     "tauraft_primitives.counters._blocking": ("Counter", "Ids"),
     "tauraft_primitives.counters.handle": ("AsyncCounter", "AsyncIds"),
+    "tauraft_primitives.cron._blocking": ("Schedules", "Tick"),
+    "tauraft_primitives.cron.handle": ("AsyncSchedules", "AsyncTick"),
     "tauraft_primitives.elections._blocking": ("Election", "Leading", "RaftLeadership", "Term"),
     "tauraft_primitives.elections.handle": ("AsyncElection", "AsyncLeading", "AsyncRaftLeadership", "AsyncTerm"),
     "tauraft_primitives.kv._blocking": ("KV",),
@@ -199,6 +204,7 @@ if TYPE_CHECKING:
         Enqueued as Enqueued,
         Entry as Entry,
         Item as Item,
+        JobInfo as JobInfo,
         Leader as Leader,
         LockBreak as LockBreak,
         LockInfo as LockInfo,
@@ -212,10 +218,14 @@ if TYPE_CHECKING:
         Rows as Rows,
         SemaphoreInfo as SemaphoreInfo,
         Status as Status,
+        TickRow as TickRow,
+        TickState as TickState,
         TransactionResult as TransactionResult,
     )
     from tauraft_primitives.counters._blocking import Counter as Counter, Ids as Ids
     from tauraft_primitives.counters.handle import AsyncCounter as AsyncCounter, AsyncIds as AsyncIds
+    from tauraft_primitives.cron._blocking import Schedules as Schedules, Tick as Tick
+    from tauraft_primitives.cron.handle import AsyncSchedules as AsyncSchedules, AsyncTick as AsyncTick
     from tauraft_primitives.elections._blocking import (
         Election as Election,
         Leading as Leading,

@@ -277,6 +277,9 @@ class _CallerCore:
         self._must_be_open()
         return self.now_ns() / 1e9
 
+    def place(self) -> tuple[str, bool]:
+        return self.session.place
+
     def raft_standing(self) -> RaftStanding:
         self._must_be_open()
         return self._standing

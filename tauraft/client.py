@@ -95,6 +95,7 @@ class StreamLink:
 
     def __init__(self, stream: MessageStream, user: LinkUser) -> None:
         self.peer_id = stream.peer_id
+        self.is_of_host = stream.is_local
         self._stream = stream
         self._user: LinkUser | None = user
         self._scope = trio.CancelScope()

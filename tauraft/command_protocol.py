@@ -333,6 +333,10 @@ class Link(Protocol):
     def is_local(self) -> bool:
         """True when it stays within this process."""
 
+    @property
+    def is_of_host(self) -> bool:
+        """The replica is that of the data directory this process works on: in this process, or at the directory's socket."""
+
     def send(self, message: ToReplica) -> None: ...
 
     def close(self) -> None:

@@ -751,7 +751,7 @@ class _LocalEnd:
 
 
 class _LocalLink:
-    is_local = True
+    is_local = is_of_host = True
 
     def __init__(self, end: _LocalEnd) -> None:
         self._end = end

@@ -27,6 +27,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, Protocol, Self, TypeAlias, TypeVar, overload
 
 from tauraft import errors
+from tauraft.background import AsyncCalls, AsyncTasks, Calls, Tasks
 from tauraft.fsm import Command, Query, TableName
 from tauraft.payloads import decode_answer as decode_part, encode_message as encode_part
 from tauraft.types import Consistency
@@ -39,9 +40,10 @@ if TYPE_CHECKING:
     from tauraft.caller import AsyncCaller, Caller
 
 __all__ = [
-    "AsyncHere", "AsyncHolder", "AsyncLossGuard", "AsyncReturned", "AsyncSignal", "AsyncSubmitter", "AsyncWatch", "Frame",
-    "Here", "Holder", "LossGuard", "RaftStanding", "Returned", "RowChange", "Signal", "State", "Submitter", "TableName",
-    "Tenure", "Watch", "as_bytes", "check_name", "check_patience", "check_timeout", "check_ttl", "decode_part", "encode_part",
+    "AsyncCalls", "AsyncHere", "AsyncHolder", "AsyncLossGuard", "AsyncReturned", "AsyncSignal", "AsyncSubmitter",
+    "AsyncTasks", "AsyncWatch", "Calls", "Frame", "Here", "Holder", "LossGuard", "RaftStanding", "Returned", "RowChange",
+    "Signal", "State", "Submitter", "TableName", "Tasks", "Tenure", "Watch", "as_bytes", "check_name", "check_patience",
+    "check_timeout", "check_ttl", "decode_part", "encode_part",
 ]  # fmt: skip
 
 R = TypeVar("R")
@@ -178,6 +180,9 @@ class _TenureMaker(Protocol):
 
     def now(self) -> float:
         """CLOCK_BOOTTIME in seconds. Taken *before* the command is submitted whose answer starts a tenure."""
+
+    def place(self) -> tuple[str, bool]:
+        """(peer id of the data directory this process works on, "" where it works on none; whether it runs that replica itself)."""
 
     def raft_standing(self) -> RaftStanding:
         """Whether the replica this facade uses leads Raft, as far as that is known now."""

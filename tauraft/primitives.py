@@ -24,6 +24,8 @@ from tauraft.system.messages import Barrier
 from tauraft.types import Bytes, Consistency, Member, Rows, Status
 from tauraft.watch import Frame, State, watch_request
 from tauraft_primitives.counters.handle import AsyncCounter, AsyncIds
+from tauraft_primitives.cron.handle import AsyncCron, AsyncSchedules
+from tauraft_primitives.cron.messages import Delivery, Gap, Misfire, Overlap, Policy, Repeat
 from tauraft_primitives.elections.handle import AsyncElection, AsyncLeading, AsyncRaftLeadership, AsyncTerm
 from tauraft_primitives.fencing.handle import AsyncFenced
 from tauraft_primitives.kv.handle import AsyncKV
@@ -34,6 +36,7 @@ from tauraft_primitives.rwlocks.handle import AsyncRwLock
 from tauraft_primitives.semaphores.handle import AsyncSemaphore
 
 R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 K = TypeVar("K")
 V = TypeVar("V")
 A = TypeVar("A")
@@ -41,6 +44,7 @@ B = TypeVar("B")
 C = TypeVar("C")
 
 MAX_BARRIER_S = 30.0
+CRON_PATIENCE_S = 5.0
 
 
 class AsyncSession:
@@ -81,17 +85,29 @@ class AsyncPrimitives:
         self.namespace = namespace
         self._caller = caller
         self._kv: AsyncKV | None = None
+        self._cron = AsyncCron(self)
 
     # ---- life ----
 
     async def start(self, timeout: float | None = None) -> Self:
         """Returns when it can serve: a leader is known and the session is open. Raises ``NoLeader`` when time runs out."""
         await self._caller.start(check_patience(timeout))
+        try:
+            await self._cron.begin()
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def close(self, timeout: float | None = None) -> None:
-        """Ends the session, so that all it holds is free at once, then leaves. Twice is fine."""
-        await self._caller.close(check_patience(timeout))
+        """Ends the session, so that all it holds is free at once, then leaves. Twice is fine.
+
+        Cron functions that run are told, and waited for; those on threads that do not look at ``tick.lost`` no longer than 5 s.
+        """
+        patience = check_patience(timeout)
+        self._cron.stop()
+        await self._caller.close(patience)
+        await self._cron.ended(CRON_PATIENCE_S if patience is None else min(patience, CRON_PATIENCE_S))
 
     async def __aenter__(self) -> Self:
         return await self.start()
@@ -155,6 +171,9 @@ class AsyncPrimitives:
     def now(self) -> float:
         return self._caller.now()
 
+    def place(self) -> tuple[str, bool]:
+        return self._caller.place()
+
     def raft_standing(self) -> RaftStanding:
         return self._caller.raft_standing()
 
@@ -206,6 +225,49 @@ class AsyncPrimitives:
     def queue(self, name: str, *, max_attempts: int | None = None) -> AsyncQueue:
         """A queue by name. ``max_attempts``: how often an item may be claimed before it is dead."""
         return AsyncQueue(self, name, max_attempts=max_attempts)
+
+    @property
+    def schedules(self) -> AsyncSchedules:
+        """The jobs of the cluster, and the ledger of their ticks."""
+        return AsyncSchedules(self)
+
+    def cron(
+        self,
+        spec: str | datetime | None,
+        *,
+        name: str,
+        timezone: str = "UTC",
+        run_on: str = "leader",
+        delivery: Delivery = "at_least_once",
+        misfire: Misfire = "latest",
+        grace: float | None = None,
+        overlap: Overlap = "forbid",
+        retries: int = 0,
+        backoff: float = 1.0,
+        timeout: float | None = None,
+        jitter: float = 0,
+        gap: Gap = "run_after",
+        repeat: Repeat = "first",
+    ) -> Callable[[F], F]:
+        """A function that runs once a tick, wherever in the cluster. As a decorator, before the start or after it.
+
+        @cluster.cron("*/5 * * * *", name="cleanup")
+        def cleanup(tick): ...
+
+        ``spec``: a cron line of 5 fields, or 6 with seconds first; ``@daily`` and the like; ``@every 30s``; a moment; None: what
+        ``schedules.put(name, ...)`` declared.  Raises ``InvalidSpec``, whose ``field`` names the part.
+        The function takes one ``Tick``; it runs on a worker thread (async: a coroutine function as a task), and is returned unchanged.
+
+        ``run_on``: ``leader`` (a process on the Raft leader's data directory; none there: any), ``any``, ``all``, or the ``label`` of
+        those that may.  ``delivery``: what becomes of a tick whose process is lost while it runs.  ``misfire``: which of the ticks that
+        were missed are made up for; ``grace``: how many seconds late is too late.  ``overlap``: what if the one before still runs.
+        ``retries`` of a function that raised, after ``backoff`` seconds, doubled each time.  ``timeout``: seconds after which it has failed.
+        ``jitter``: up to so many seconds late, the same for each tick whoever runs it.  ``gap``, ``repeat``: daylight saving.
+        """
+        policy = Policy(
+            run_on, delivery, misfire, grace, overlap, retries, backoff, timeout, jitter, gap, repeat
+        )  # fmt: skip
+        return self._cron.job(spec, name, timezone, policy)
 
     def counter(self, name: str) -> AsyncCounter:
         """A counter by name."""

@@ -362,6 +362,12 @@ class Session:
         link = self._link
         return "" if link is None else link.peer_id
 
+    @property
+    def place(self) -> tuple[str, bool]:
+        """Whose data directory this process works on, "" where it is none, and whether it runs that replica itself."""
+        link = self._link
+        return ("", False) if link is None or not link.is_of_host else (link.peer_id, link.is_local)
+
     # ---- the link's side ----
 
     def link_up(self, link: Link) -> None:

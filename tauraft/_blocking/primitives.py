@@ -25,6 +25,8 @@ from tauraft.system.messages import Barrier
 from tauraft.types import Bytes, Consistency, Member, Rows, Status
 from tauraft.watch import Frame, State, watch_request
 from tauraft_primitives.counters._blocking import Counter, Ids
+from tauraft_primitives.cron._blocking import Cron, Schedules
+from tauraft_primitives.cron.messages import Delivery, Gap, Misfire, Overlap, Policy, Repeat
 from tauraft_primitives.elections._blocking import Election, Leading, RaftLeadership, Term
 from tauraft_primitives.fencing._blocking import Fenced
 from tauraft_primitives.kv._blocking import KV
@@ -35,6 +37,7 @@ from tauraft_primitives.rwlocks._blocking import RwLock
 from tauraft_primitives.semaphores._blocking import Semaphore
 
 R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 K = TypeVar("K")
 V = TypeVar("V")
 A = TypeVar("A")
@@ -42,6 +45,7 @@ B = TypeVar("B")
 C = TypeVar("C")
 
 MAX_BARRIER_S = 30.0
+CRON_PATIENCE_S = 5.0
 
 
 class Session:
@@ -82,17 +86,29 @@ class Primitives:
         self.namespace = namespace
         self._caller = caller
         self._kv: KV | None = None
+        self._cron = Cron(self)
 
     # ---- life ----
 
     def start(self, timeout: float | None = None) -> Self:
         """Returns when it can serve: a leader is known and the session is open. Raises ``NoLeader`` when time runs out."""
         self._caller.start(check_patience(timeout))
+        try:
+            self._cron.begin()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def close(self, timeout: float | None = None) -> None:
-        """Ends the session, so that all it holds is free at once, then leaves. Twice is fine."""
-        self._caller.close(check_patience(timeout))
+        """Ends the session, so that all it holds is free at once, then leaves. Twice is fine.
+
+        Cron functions that run are told, and waited for; those on threads that do not look at ``tick.lost`` no longer than 5 s.
+        """
+        patience = check_patience(timeout)
+        self._cron.stop()
+        self._caller.close(patience)
+        self._cron.ended(CRON_PATIENCE_S if patience is None else min(patience, CRON_PATIENCE_S))
 
     def __enter__(self) -> Self:
         return self.start()
@@ -156,6 +172,9 @@ class Primitives:
     def now(self) -> float:
         return self._caller.now()
 
+    def place(self) -> tuple[str, bool]:
+        return self._caller.place()
+
     def raft_standing(self) -> RaftStanding:
         return self._caller.raft_standing()
 
@@ -207,6 +226,49 @@ class Primitives:
     def queue(self, name: str, *, max_attempts: int | None = None) -> Queue:
         """A queue by name. ``max_attempts``: how often an item may be claimed before it is dead."""
         return Queue(self, name, max_attempts=max_attempts)
+
+    @property
+    def schedules(self) -> Schedules:
+        """The jobs of the cluster, and the ledger of their ticks."""
+        return Schedules(self)
+
+    def cron(
+        self,
+        spec: str | datetime | None,
+        *,
+        name: str,
+        timezone: str = "UTC",
+        run_on: str = "leader",
+        delivery: Delivery = "at_least_once",
+        misfire: Misfire = "latest",
+        grace: float | None = None,
+        overlap: Overlap = "forbid",
+        retries: int = 0,
+        backoff: float = 1.0,
+        timeout: float | None = None,
+        jitter: float = 0,
+        gap: Gap = "run_after",
+        repeat: Repeat = "first",
+    ) -> Callable[[F], F]:
+        """A function that runs once a tick, wherever in the cluster. As a decorator, before the start or after it.
+
+        @cluster.cron("*/5 * * * *", name="cleanup")
+        def cleanup(tick): ...
+
+        ``spec``: a cron line of 5 fields, or 6 with seconds first; ``@daily`` and the like; ``@every 30s``; a moment; None: what
+        ``schedules.put(name, ...)`` declared.  Raises ``InvalidSpec``, whose ``field`` names the part.
+        The function takes one ``Tick``; it runs on a worker thread (async: a coroutine function as a task), and is returned unchanged.
+
+        ``run_on``: ``leader`` (a process on the Raft leader's data directory; none there: any), ``any``, ``all``, or the ``label`` of
+        those that may.  ``delivery``: what becomes of a tick whose process is lost while it runs.  ``misfire``: which of the ticks that
+        were missed are made up for; ``grace``: how many seconds late is too late.  ``overlap``: what if the one before still runs.
+        ``retries`` of a function that raised, after ``backoff`` seconds, doubled each time.  ``timeout``: seconds after which it has failed.
+        ``jitter``: up to so many seconds late, the same for each tick whoever runs it.  ``gap``, ``repeat``: daylight saving.
+        """
+        policy = Policy(
+            run_on, delivery, misfire, grace, overlap, retries, backoff, timeout, jitter, gap, repeat
+        )  # fmt: skip
+        return self._cron.job(spec, name, timezone, policy)
 
     def counter(self, name: str) -> Counter:
         """A counter by name."""

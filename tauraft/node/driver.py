@@ -625,6 +625,8 @@ class Driver:
         if self.raft.is_leader:
             self._rounds, self._watch, self._jury = Rounds(), Watch(), Jury(self.me)
             self._cluster_clock.start_leading()
+            if self.raft.membership.voters == {self.me}:
+                self._cluster_clock.confirmed((), ())  # it is the quorum, and its clock is the cluster's
             self._snapshots.forget_offers()
         self.on_role_change(change)
 

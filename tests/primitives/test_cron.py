@@ -11,6 +11,7 @@ from tauraft import errors
 from tauraft.types import JobInfo, TickRow
 from tauraft_plugins.cron import fsm as cron_fsm
 from tauraft_plugins.cron.fsm import Cron
+from tauraft_plugins.fencing.fsm import HOLDERS, Fencing
 from tauraft_primitives.cron.messages import (
     Assigned,
     AwaitStop,
@@ -31,6 +32,7 @@ from tauraft_primitives.cron.messages import (
     Trigger,
 )
 from tauraft_primitives.cron.specs import read_spec
+from tauraft_primitives.fencing.messages import CheckHold
 from tests.primitives.harness import SECOND_NS, WALL_START_NS, Harness, Reply, SessionOf
 
 START = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=WALL_START_NS // 1_000)
@@ -188,16 +190,18 @@ def test_a_run_is_anothers_business_only_by_its_token_and_its_session() -> None:
 
 
 def test_a_tick_has_a_token_that_fences_and_grows() -> None:
-    replica = Harness(Cron)
+    replica = Harness(*HOLDERS, Fencing)
+    writer = replica.open()
     declare(replica)
     runner = Runner(replica, "job")
     tokens = []
     for _ in range(3):
         replica.advance(10)
         assigned = runner.take()
-        assert replica.fsm(Cron).is_held(assigned.token)
+        done(writer.run(CheckHold(assigned.token)))
         runner.finish(assigned)
-        assert not replica.fsm(Cron).is_held(assigned.token)
+        with pytest.raises(errors.NotHolder):
+            done(writer.run(CheckHold(assigned.token)))
         tokens.append(assigned.token)
     assert tokens == sorted(set(tokens))
 

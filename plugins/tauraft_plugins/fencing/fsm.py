@@ -10,6 +10,7 @@ from typing import Protocol, cast
 
 from tauraft.errors import NotHolder, Refused
 from tauraft.fsm import FSM, Context, applies
+from tauraft_plugins.cron.fsm import Cron
 from tauraft_plugins.elections.fsm import Elections
 from tauraft_plugins.kv.fsm import KeyValue
 from tauraft_plugins.locks.fsm import Locks
@@ -24,6 +25,7 @@ HOLDERS: tuple[type[FSM], ...] = (
     RwLocks,
     Queues,
     Elections,
+    Cron,
     KeyValue,
 )
 
