@@ -64,14 +64,17 @@ _ROOMS: Final = {
     "tauraft.hookspecs": ("hookimpl",),
     "tauraft.primitives": ("AsyncPast", "AsyncPrimitives", "AsyncSession"),
     "tauraft.types": (
+        "BarrierInfo",
         "Bytes",
         "Compare",
         "Consistency",
         "ElectionInfo",
         "Enqueued",
         "Entry",
+        "GateInfo",
         "Item",
         "JobInfo",
+        "LatchInfo",
         "Leader",
         "LockBreak",
         "LockInfo",
@@ -89,6 +92,8 @@ _ROOMS: Final = {
         "TickState",
         "TransactionResult",
     ),
+    "tauraft_primitives.barriers._blocking": ("CyclicBarrier", "DoubleBarrier", "Gate", "Latch"),
+    "tauraft_primitives.barriers.handle": ("AsyncCyclicBarrier", "AsyncDoubleBarrier", "AsyncGate", "AsyncLatch"),
     "tauraft_primitives.counters._blocking": ("Counter", "Ids"),
     "tauraft_primitives.counters.handle": ("AsyncCounter", "AsyncIds"),
     "tauraft_primitives.cron._blocking": ("Schedules", "Tick"),
@@ -197,14 +202,17 @@ if TYPE_CHECKING:
         AsyncSession as AsyncSession,
     )
     from tauraft.types import (
+        BarrierInfo as BarrierInfo,
         Bytes as Bytes,
         Compare as Compare,
         Consistency as Consistency,
         ElectionInfo as ElectionInfo,
         Enqueued as Enqueued,
         Entry as Entry,
+        GateInfo as GateInfo,
         Item as Item,
         JobInfo as JobInfo,
+        LatchInfo as LatchInfo,
         Leader as Leader,
         LockBreak as LockBreak,
         LockInfo as LockInfo,
@@ -221,6 +229,18 @@ if TYPE_CHECKING:
         TickRow as TickRow,
         TickState as TickState,
         TransactionResult as TransactionResult,
+    )
+    from tauraft_primitives.barriers._blocking import (
+        CyclicBarrier as CyclicBarrier,
+        DoubleBarrier as DoubleBarrier,
+        Gate as Gate,
+        Latch as Latch,
+    )
+    from tauraft_primitives.barriers.handle import (
+        AsyncCyclicBarrier as AsyncCyclicBarrier,
+        AsyncDoubleBarrier as AsyncDoubleBarrier,
+        AsyncGate as AsyncGate,
+        AsyncLatch as AsyncLatch,
     )
     from tauraft_primitives.counters._blocking import Counter as Counter, Ids as Ids
     from tauraft_primitives.counters.handle import AsyncCounter as AsyncCounter, AsyncIds as AsyncIds

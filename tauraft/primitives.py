@@ -21,8 +21,9 @@ from tauraft.fsm import Command, Query, TableName
 from tauraft.handle import AsyncSignal, AsyncWatch, RaftStanding, Reminder, check_patience, check_timeout
 from tauraft.sql_values import to_wire, unpack_rows
 from tauraft.system.messages import Barrier
-from tauraft.types import Bytes, Consistency, Member, Rows, Status
+from tauraft.types import Bytes, Consistency, Member, OnLoss, Rows, Status
 from tauraft.watch import Frame, State, watch_request
+from tauraft_primitives.barriers.handle import AsyncCyclicBarrier, AsyncDoubleBarrier, AsyncGate, AsyncLatch
 from tauraft_primitives.counters.handle import AsyncCounter, AsyncIds
 from tauraft_primitives.cron.handle import AsyncCron, AsyncSchedules
 from tauraft_primitives.cron.messages import Delivery, Gap, Misfire, Overlap, Policy, Repeat
@@ -288,6 +289,24 @@ class AsyncPrimitives:
     def rwlock(self, name: str, *, timeout: float | None = None) -> AsyncRwLock:
         """Many readers or one writer: ``async with cluster.rwlock("x").read``."""
         return AsyncRwLock(self, name, timeout=timeout)
+
+    def gate(self, name: str) -> AsyncGate:
+        """A gate by name, made closed."""
+        return AsyncGate(self, name)
+
+    def latch(self, name: str, count: int) -> AsyncLatch:
+        """Opens for good when it has been counted down ``count`` times."""
+        return AsyncLatch(self, name, count)
+
+    def double_barrier(self, name: str, parties: int, *, on_loss: OnLoss = "break") -> AsyncDoubleBarrier:
+        """So many enter together and leave together."""
+        return AsyncDoubleBarrier(self, name, parties, on_loss=on_loss)
+
+    def cyclic_barrier(
+        self, name: str, parties: int, action: Callable[[], object] | None = None, *, on_loss: OnLoss = "break"
+    ) -> AsyncCyclicBarrier:
+        """So many wait for each other, again and again; ``action`` runs once a round."""
+        return AsyncCyclicBarrier(self, name, parties, action, on_loss=on_loss)
 
     def election(
         self,

@@ -35,6 +35,7 @@ TWINS: Final = (
     ("tauraft.primitives", "tauraft._blocking.primitives"),
     ("tauraft.cluster", "tauraft._blocking.cluster"),
     ("tauraft_primitives.cron.handle", "tauraft_primitives.cron._blocking"),
+    ("tauraft_primitives.barriers.handle", "tauraft_primitives.barriers._blocking"),
     ("tauraft_primitives.elections.handle", "tauraft_primitives.elections._blocking"),
     ("tauraft_primitives.fencing.handle", "tauraft_primitives.fencing._blocking"),
     ("tauraft_primitives.holds.handle", "tauraft_primitives.holds._blocking"),

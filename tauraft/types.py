@@ -290,3 +290,32 @@ class JobInfo:
     paused: bool
     next_at: datetime | None
     version: int
+
+
+@dataclass(frozen=True, slots=True)
+class BarrierInfo:
+    """Of a double or cyclic barrier. ``arrived``: how many wait for the others, or are in. ``parties``: how many it takes now;
+    fewer than it was made with once it has shrunk. ``generation``: rounds that it has seen."""
+
+    name: str
+    parties: int
+    arrived: int
+    generation: int
+    broken: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GateInfo:
+    name: str
+    is_open: bool
+    waiters: tuple[Owner, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LatchInfo:
+    """``left``: counts to go, 0 once it is open."""
+
+    name: str
+    count: int
+    left: int
+    waiters: tuple[Owner, ...]

@@ -22,8 +22,9 @@ from tauraft.fsm import Command, Query, TableName
 from tauraft.handle import Signal, Watch, RaftStanding, Reminder, check_patience, check_timeout
 from tauraft.sql_values import to_wire, unpack_rows
 from tauraft.system.messages import Barrier
-from tauraft.types import Bytes, Consistency, Member, Rows, Status
+from tauraft.types import Bytes, Consistency, Member, OnLoss, Rows, Status
 from tauraft.watch import Frame, State, watch_request
+from tauraft_primitives.barriers._blocking import CyclicBarrier, DoubleBarrier, Gate, Latch
 from tauraft_primitives.counters._blocking import Counter, Ids
 from tauraft_primitives.cron._blocking import Cron, Schedules
 from tauraft_primitives.cron.messages import Delivery, Gap, Misfire, Overlap, Policy, Repeat
@@ -289,6 +290,24 @@ class Primitives:
     def rwlock(self, name: str, *, timeout: float | None = None) -> RwLock:
         """Many readers or one writer: ``with cluster.rwlock("x").read``."""
         return RwLock(self, name, timeout=timeout)
+
+    def gate(self, name: str) -> Gate:
+        """A gate by name, made closed."""
+        return Gate(self, name)
+
+    def latch(self, name: str, count: int) -> Latch:
+        """Opens for good when it has been counted down ``count`` times."""
+        return Latch(self, name, count)
+
+    def double_barrier(self, name: str, parties: int, *, on_loss: OnLoss = "break") -> DoubleBarrier:
+        """So many enter together and leave together."""
+        return DoubleBarrier(self, name, parties, on_loss=on_loss)
+
+    def cyclic_barrier(
+        self, name: str, parties: int, action: Callable[[], object] | None = None, *, on_loss: OnLoss = "break"
+    ) -> CyclicBarrier:
+        """So many wait for each other, again and again; ``action`` runs once a round."""
+        return CyclicBarrier(self, name, parties, action, on_loss=on_loss)
 
     def election(
         self,

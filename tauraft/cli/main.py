@@ -28,6 +28,7 @@ COMMANDS = {
     "kv": ("tauraft.cli.kv:kv", "Put, get, delete and list keys."),
     "lock": ("tauraft.cli.lock:lock", "Run a command under a lock, see who holds one, or break it."),
     "election": ("tauraft.cli.election:election", "See who leads, or run a command while leading."),
+    "barrier": ("tauraft.cli.barrier:barrier", "Gates, latches, double and cyclic barriers."),
     "explain": ("tauraft.cli.explain:explain", "Why something is as it is, and what will change it."),
     "queue": ("tauraft.cli.queue:queue", "Put items, look at a queue, and see to its dead ones."),
     "counter": ("tauraft.cli.counter:counter", "Add to a counter, or read it."),

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.cli.test_commands import Shell, shell as shell
+from tests.cli.test_commands import NAMESPACE, Shell, shell as shell
 from tests.cli.test_lock import wait_until
 
 pytestmark = pytest.mark.middle
@@ -61,3 +61,60 @@ def test_a_command_runs_while_it_leads_and_all_can_see_who_does(shell: Shell) ->
         leads.wait()
         leads.stdout.close()
         ended(watcher)
+
+
+def test_gates_and_latches_are_worked_from_the_command_line(shell: Shell) -> None:
+    waits = started(shell, "barrier", "wait", "g")
+    wait_until("it waits", lambda: bool(shell.json("barrier", "info", "g")["gate"]["waiters"]))  # type: ignore[index, call-overload]
+    assert "1 waiting: tauraft cli@" in shell.run("barrier", "info", "g").stdout
+    assert shell.run("--timeout", "0.2", "barrier", "wait", "g").returncode == 124
+    watcher = started(shell, "--json", "barrier", "watch", "g", "--kind", "gate")
+    assert watcher.stdout is not None
+    assert json.loads(watcher.stdout.readline())["is_open"] is False
+    assert shell.json("barrier", "open", "g") == {"name": "g", "is_open": True}
+    assert waits.wait(20) == 0
+    waits.communicate()
+    opened = json.loads(watcher.stdout.readline())
+    assert opened["is_open"] is True
+    shell.json("barrier", "close", "g")
+    assert json.loads(watcher.stdout.readline())["is_open"] is False
+    ended(watcher)
+    again = started(shell, "--json", "barrier", "watch", "g", "--kind", "gate", "--since", str(opened["revision"]))
+    assert again.stdout is not None
+    assert json.loads(again.stdout.readline())["is_open"] is False, "what came after that revision"
+    ended(again)
+    assert shell.json("barrier", "count-down", "l", "3", "--by", "2") == {"name": "l", "left": 1}
+    assert shell.run("barrier", "count-down", "l", "4").returncode == 1, "another count"
+    assert "latch l has 1 of 3 left" in shell.run("barrier", "info", "l").stdout
+    assert shell.json("barrier", "reset", "l", "--latch") == {"name": "l", "reset": True}
+    for command in ("abort", "reset"):
+        assert shell.run("barrier", command, "nowhere").returncode == 1
+
+
+def test_a_cyclic_barrier_is_seen_aborted_and_made_new(shell: Shell) -> None:
+    script = (
+        "import sys, tauraft\n"
+        "with tauraft.Client(sys.argv[1], data_dir=sys.argv[2]) as client:\n"
+        "    try:\n"
+        "        client.cyclic_barrier('c', 2).wait()\n"
+        "    except tauraft.BrokenBarrier as broken:\n"
+        "        print(broken.who, flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    party = subprocess.Popen(
+        [sys.executable, "-c", script, NAMESPACE, str(shell.data_dir)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=shell.environment,
+    )  # fmt: skip
+    try:
+        wait_until("it waits", lambda: bool(shell.json("barrier", "info", "c")["cyclic"]))
+        assert "cyclic barrier c has 1 of 2 parties" in shell.run("barrier", "info", "c").stdout
+        assert shell.json("barrier", "abort", "c") == {"name": "c", "aborted": True}
+        assert party.stdout is not None and party.stdout.readline() == "None\n"
+        assert "is broken" in shell.run("barrier", "info", "c").stdout
+        rows = shell.json("sql", "SELECT name, is_broken FROM cyclic_barriers")["rows"]
+        assert rows == [["c", True]]
+        assert shell.json("barrier", "reset", "c") == {"name": "c", "reset": True}
+        assert shell.json("barrier", "info", "c")["cyclic"] is None
+    finally:
+        party.kill()
+        party.communicate()

@@ -19,6 +19,7 @@ import trio
 from tauraft import errors
 from tauraft._blocking.primitives import Primitives
 from tauraft.primitives import AsyncPrimitives
+from tauraft_plugins.barriers.doubles import DoubleBarriers
 from tauraft_plugins.fencing.fsm import HOLDERS
 from tests.client.test_facade import awaited, blocking
 from tests.session.machine_replica import MachineHost
@@ -34,7 +35,26 @@ def leading(cluster: Any, name: str = "e") -> Any:
 
 @pytest.fixture
 def host() -> MachineHost:
-    return MachineHost(list(HOLDERS))
+    return MachineHost([*HOLDERS, DoubleBarriers])
+
+
+def meeting(cluster: Any) -> Any:
+    """Of one party: who stayed in would keep the next round out."""
+    barrier = cluster.double_barrier("d", 1)
+    barrier.release = barrier.leave
+    if isinstance(cluster, Primitives):
+
+        def acquire(timeout: float) -> Any:
+            barrier.enter(timeout)
+            return barrier
+    else:
+
+        async def acquire(timeout: float) -> Any:
+            await barrier.enter(timeout)
+            return barrier
+
+    barrier.acquire = acquire
+    return barrier
 
 
 # What is taken, and what of it another session can have when all is given back.
@@ -46,6 +66,7 @@ KINDS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "semaphore": (lambda c: c.semaphore("s", 1), lambda c: c.semaphore("s", 1)),
     "write": (lambda c: c.rwlock("r").write, lambda c: c.rwlock("r").write),
     "read": (lambda c: c.rwlock("r").read, lambda c: c.rwlock("r").write),
+    "double barrier": (lambda c: c.double_barrier("d", 1), meeting),
     "leadership": (lambda c: c.leadership("e"), leading),
     "raft": (lambda c: c.raft_leadership(), lambda c: leading(c, "tauraft.raft")),
 }

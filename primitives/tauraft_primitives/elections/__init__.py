@@ -1,1 +1,1 @@
-"""Elections: who leads, by name. ``handle`` for callers, ``messages`` for the log."""
+"""Elections: messages and handles."""

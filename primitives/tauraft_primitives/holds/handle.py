@@ -18,13 +18,15 @@ import logging
 from collections.abc import Callable
 from itertools import count
 from types import TracebackType
-from typing import Any, Final, Generic, Literal, Self, TypeVar
+from typing import Any, Final, Generic, Literal, Self, TypeVar, overload
 
 from tauraft import errors
 from tauraft.fsm import Command, Query
 from tauraft.handle import AsyncHere, AsyncHolder, AsyncLossGuard, AsyncSignal, Reminder, Tenure, how_long_since
+from tauraft.types import Owner
 from tauraft_primitives.locks.messages import Grant, Standing, WouldWait
 
+A = TypeVar("A")
 H = TypeVar("H")
 
 logger: Final = logging.getLogger("tauraft.locks")
@@ -77,6 +79,49 @@ async def take(
     except BaseException:
         holder.submit_soon(give_back)
         raise
+
+
+@overload
+async def wait_for(
+    holder: AsyncHolder, command: Command[A], patience: float | None, give_back: Command[Any] | None = None
+) -> A: ...
+@overload
+async def wait_for(
+    holder: AsyncHolder,
+    command: Command[A],
+    patience: float | None,
+    give_back: Command[Any] | None,
+    build: Callable[[A], H],
+) -> H: ...
+async def wait_for(
+    holder: AsyncHolder,
+    command: Command[Any],
+    patience: float | None,
+    give_back: Command[Any] | None = None,
+    build: Callable[[Any], Any] = lambda answer: answer,
+) -> Any:
+    """Wait for the answer, and ``build`` what is returned from it, or leave nothing waiting or held and raise.
+
+    ``give_back`` undoes what ``command`` may have been given, where something ended this early.
+    """
+    try:
+        return build(await holder.submit(command, timeout=patience))
+    except WouldWait as error:
+        raise errors.WaitTimeout(str(error)) from None
+    except errors.Refused as error:
+        _name_owner(error)
+        raise
+    except errors.WaitTimeout:
+        raise
+    except BaseException:
+        if give_back is not None:
+            holder.submit_soon(give_back)
+        raise
+
+
+def _name_owner(error: errors.Refused) -> None:
+    if isinstance(error, errors.BrokenBarrier) and isinstance(error.who, dict):
+        error.who = Owner(**error.who)  # errors cross the wire as plain values
 
 
 def reminder_of(what: str, ask: Callable[[int], Query[Standing | None]]) -> Reminder:

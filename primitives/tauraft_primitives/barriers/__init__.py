@@ -1,0 +1,1 @@
+"""Barriers: messages and handles."""
