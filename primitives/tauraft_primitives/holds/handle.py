@@ -83,26 +83,26 @@ async def take(
 
 @overload
 async def wait_for(
-    holder: AsyncHolder, command: Command[A], patience: float | None, give_back: Command[Any] | None = None
+    holder: AsyncHolder, command: Command[A], patience: float | None, undo: Command[Any] | None = None
 ) -> A: ...
 @overload
 async def wait_for(
     holder: AsyncHolder,
     command: Command[A],
     patience: float | None,
-    give_back: Command[Any] | None,
+    undo: Command[Any] | None,
     build: Callable[[A], H],
 ) -> H: ...
 async def wait_for(
     holder: AsyncHolder,
     command: Command[Any],
     patience: float | None,
-    give_back: Command[Any] | None = None,
+    undo: Command[Any] | None = None,
     build: Callable[[Any], Any] = lambda answer: answer,
 ) -> Any:
     """Wait for the answer, and ``build`` what is returned from it, or leave nothing waiting or held and raise.
 
-    ``give_back`` undoes what ``command`` may have been given, where something ended this early.
+    ``undo`` undoes what ``command`` may have been given, where something ended this early.
     """
     try:
         return build(await holder.submit(command, timeout=patience))
@@ -114,8 +114,8 @@ async def wait_for(
     except errors.WaitTimeout:
         raise
     except BaseException:
-        if give_back is not None:
-            holder.submit_soon(give_back)
+        if undo is not None:
+            holder.submit_soon(undo)
         raise
 
 
