@@ -77,6 +77,7 @@ Key = tuple[str, datetime]
 
 
 class Cron(FSM, name=CRON, version=1):
+    teardown: ClassVar[int] = 20  # a run is a claim on its tick
     sql_views: ClassVar[Mapping[str, str]] = {
         "cron_ticks": "SELECT key_0 AS job, key_1 AS scheduled_at, state FROM tauraft_cron_ticks"
     }
