@@ -186,6 +186,8 @@ class Namespace:
     async def _take_part(self, transport: Transport) -> None:
         options, node = self.options, self.node
         files, paths = node.disk(options.namespace)
+        if options.snapshot_dir is not None and not node.is_in_memory:
+            paths = paths.with_snapshots_in(options.snapshot_dir, transport.peer_id)
         incarnation = _incarnation(files, paths, node)
         machine_id, device = node.machine_id, node.device
         request = forming.JoinRequest(
@@ -504,7 +506,7 @@ def _set_aside_snapshots(files: FileSystem, paths: NamespacePaths) -> None:
         number += 1
     files.rename(paths.snapshots, aside)
     files.make_directory(paths.snapshots)
-    files.sync_directory(paths.path)
+    files.sync_directory(os.path.dirname(paths.snapshots))
     _log.warning("%s held snapshots of another member: they are in %s now, and nothing reads them", paths.path, aside)
 
 

@@ -29,7 +29,7 @@ import sys
 import weakref
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import platformdirs
 
@@ -106,9 +106,10 @@ def _mac_host_uuid() -> str:
 
 @dataclass(frozen=True, slots=True)
 class NamespacePaths:
-    """One namespace's part of a data directory."""
+    """One namespace's part of a data directory. ``snapshots_at``: where its snapshots are, when not in it."""
 
     path: str
+    snapshots_at: str = ""
 
     @property
     def log(self) -> str:
@@ -116,7 +117,7 @@ class NamespacePaths:
 
     @property
     def snapshots(self) -> str:
-        return os.path.join(self.path, "snapshots")
+        return self.snapshots_at or os.path.join(self.path, "snapshots")
 
     @property
     def projection(self) -> str:
@@ -131,6 +132,16 @@ class NamespacePaths:
                 _files.make_directory(path)
             _files.sync_directory(self.path)
             _files.sync_directory(parent)
+
+    def with_snapshots_in(self, directory: str, node: str) -> NamespacePaths:
+        """The same, with its snapshots in ``directory``, which nodes may share: each has a folder there. Made, durably."""
+        path = os.path.abspath(directory)
+        for name in (path, os.path.join(path, node), os.path.join(path, node, os.path.basename(self.path))):
+            with _refusals(name):
+                _files.make_directory(name)
+                _files.sync_directory(os.path.dirname(name))
+                path = name
+        return replace(self, snapshots_at=path)
 
 
 class DataDirectory:
