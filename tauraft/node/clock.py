@@ -51,6 +51,8 @@ class ClusterClock:
         self._lead_now = self._anchor_now = 0
         self._lead_monotonic = self._anchor_monotonic = 0
         self._wall_median: int | None = None
+        self._walls: list[int] = []
+        self._voters = 1
 
     def saw(self, now_ns: int) -> None:
         """A stamp on a leader's heartbeat."""
@@ -67,8 +69,15 @@ class ClusterClock:
         self._lead_monotonic = self._anchor_monotonic = self._clock.monotonic_ns()
         self._wall_median = None
 
-    def confirmed(self, elapsed_of_other_voters_ns: Iterable[int], walls_of_other_voters_ns: Iterable[int]) -> None:
+    def confirmed(
+        self,
+        elapsed_of_other_voters_ns: Iterable[int],
+        walls_of_other_voters_ns: Iterable[int],
+        voters: int | None = None,
+    ) -> None:
         """A quorum answered a round. ``elapsed``: on each voter's own clock, since it first answered this leader.
+
+        ``voters``: how many there are, this one among them, where some walls are not known.
 
         Totals, not one round's share: a delayed message then makes one round short, and does not slow the clock for good.
         """
@@ -83,7 +92,9 @@ class ClusterClock:
             target -= excess
         self._anchor_now = max(self._anchor_now, target)
         self._anchor_monotonic = reading
-        self._wall_median = median([self._clock.wall_ns(), *walls_of_other_voters_ns])
+        self._walls = [self._clock.wall_ns(), *walls_of_other_voters_ns]
+        self._voters = len(self._walls) if voters is None else voters
+        self._wall_median = median(self._walls)
 
     def stamp(self) -> tuple[int, int]:
         """(now_ns, wall_ns) for an entry appended at this moment. Only while leading."""
@@ -95,7 +106,9 @@ class ClusterClock:
 
     def set_wall_back(self, wall_ns: int) -> int | None:
         """What `wall`, which is ``wall_ns`` in the cluster's state, must be set back to; None: it need not. Later stamps follow."""
-        if self._wall_median is None or wall_ns - self._wall_median <= SET_BACK_NS:
+        # Of all voters, not of those that were heard: one clock that is off, and one that is silent, must not set it back.
+        behind = sum(wall_ns - wall > SET_BACK_NS for wall in self._walls)
+        if self._wall_median is None or behind <= self._voters // 2:
             return None
         self._greatest_wall = self._clamped_wall()
         return self._greatest_wall

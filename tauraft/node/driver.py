@@ -732,7 +732,7 @@ class Driver:
         says = heartbeats.decode(MemberSays, message.payload)
         member, voters = message.sender, self.raft.membership.voters
         if member in voters and self._rounds.answered(member, says, len(voters)):
-            self._cluster_clock.confirmed(self._rounds.elapsed(), self._rounds.walls())
+            self._cluster_clock.confirmed(self._rounds.elapsed(), self._rounds.walls(voters), len(voters))
         if says.round == self._rounds.number:
             self._judge_disk(member, self._watch.heard(member, says))
         self._jury.heard(member, says.checkpoint, says.digest, self.machine.checkpoints, voters)

@@ -13,7 +13,7 @@ A late duplicate of an answer names an older round, and is nothing to ``Rounds``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
 from enum import Enum, auto
 from typing import Any, TypeVar
@@ -88,7 +88,7 @@ class Rounds:
         self.number = 0
         self._first: dict[Member, int] = {}
         self._latest: dict[Member, int] = {}
-        self._walls: dict[Member, int] = {}
+        self._wall_offsets: dict[Member, int] = {}
         self._answered: set[Member] = set()
         self._confirmed = 0
         self._began_ns = self._sent_ns = 0
@@ -105,7 +105,8 @@ class Rounds:
         # A voter that joined later counts as if it had been there from the start, at the leader's own pace.
         self._first.setdefault(voter, says.monotonic_ns - (self._sent_ns - self._began_ns))
         self._latest[voter] = says.monotonic_ns
-        self._walls[voter] = says.wall_ns
+        if says.round == self.number:
+            self._wall_offsets[voter] = says.wall_ns - self._sent_ns
         if says.round != self.number or self._confirmed == says.round:
             return False
         self._answered.add(voter)
@@ -117,8 +118,10 @@ class Rounds:
     def elapsed(self) -> list[int]:
         return [self._latest[voter] - self._first[voter] for voter in sorted(self._answered)]
 
-    def walls(self) -> list[int]:
-        return [self._walls[voter] for voter in sorted(self._answered)]
+    def walls(self, voters: Iterable[Member]) -> list[int]:
+        """Of all those ``voters`` that have answered this leader, as they stood when this round began: not only of those that answer first."""
+        heard = [self._wall_offsets[voter] for voter in sorted(voters) if voter in self._wall_offsets]
+        return [self._sent_ns + offset for offset in heard]
 
 
 class Finding(Enum):

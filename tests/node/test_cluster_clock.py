@@ -183,3 +183,17 @@ def test_a_follower_goes_by_the_wall_of_its_log_also_where_that_went_back() -> N
     cluster_clock.saw_in_log(6, clock.wall)
     cluster_clock.start_leading()
     assert cluster_clock.stamp()[1] == clock.wall
+
+
+def test_one_clock_that_is_off_and_one_that_is_not_heard_do_not_set_the_wall_back() -> None:
+    clock = HandClock()
+    cluster_clock = leading(clock)
+    wall = cluster_clock.stamp()[1]
+    off = clock.wall - 7_200 * SECOND_NS
+    cluster_clock.confirmed([0], [off], 3)
+    assert cluster_clock.set_wall_back(wall) is None
+    assert cluster_clock.stamp()[1] == wall
+    cluster_clock.confirmed([0, 0], [off, clock.wall], 3)
+    assert cluster_clock.set_wall_back(wall) is None
+    cluster_clock.confirmed([0], [off, off], 3)
+    assert cluster_clock.set_wall_back(wall) == off + WALL_BOUND_NS
