@@ -41,7 +41,8 @@ class CliReference(Directive):
                 for parameter in command.params
                 if isinstance(parameter, click.Argument)
             )
-            section += nodes.literal_block("", f"tauraft {name.removeprefix('tauraft ')} {arguments}".strip())
+            usage = f"{name} {arguments}".strip()
+            section += nodes.literal_block(usage, usage, language="text")
             for paragraph in (command.help or "").split("\n\n"):
                 section += nodes.paragraph(text=" ".join(paragraph.split()))
             options = [
