@@ -31,6 +31,7 @@ COMMANDS = {
     "barrier": ("tauraft.cli.barrier:barrier", "Gates, latches, double and cyclic barriers."),
     "explain": ("tauraft.cli.explain:explain", "Why something is as it is, and what will change it."),
     "queue": ("tauraft.cli.queue:queue", "Put items, look at a queue, and see to its dead ones."),
+    "cron": ("tauraft.cli.cron:cron", "See jobs and their ticks; put, pause, trigger and delete jobs."),
     "counter": ("tauraft.cli.counter:counter", "Add to a counter, or read it."),
     "sql": ("tauraft.cli.cluster:sql", "Query the cluster's state and history."),
     "new-plugin": ("tauraft.cli.new_plugin:new_plugin", "Write a package with a state machine of your own."),

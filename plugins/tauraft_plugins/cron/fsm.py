@@ -34,6 +34,8 @@ from tauraft_plugins.cron.calendar import latest_tick, micros, moment, next_tick
 from tauraft_plugins.cron.rows import JobRow, Owed, Run, Runner, Stand
 from tauraft_primitives.cron.messages import (
     CRON,
+    FIRST_MOMENT,
+    LAST_MOMENT,
     LAST_MOMENT_US,
     SECOND_US,
     Again,
@@ -57,6 +59,7 @@ from tauraft_primitives.cron.messages import (
     Start,
     Tick,
     Trigger,
+    as_row,
 )
 
 SECOND_NS: Final = 1_000_000_000
@@ -69,8 +72,6 @@ MAX_LOSSES: Final = 10  # a tick that its runners do not survive is not run for 
 LONGEST_BACKOFF_S: Final = 3_600.0
 SKIP_GRACE_US: Final = 5 * SECOND_US  # how late is on time for misfire="skip": an election may come in between
 END: Final = (1 << 63) - 1
-FIRST_MOMENT: Final = moment(0)
-LAST_MOMENT: Final = moment(LAST_MOMENT_US + SECOND_US)
 ANYWHERE: Final = ""
 
 Key = tuple[str, datetime]
@@ -161,7 +162,7 @@ class Cron(FSM, name=CRON, version=1):
             at_us += 1
         self._admit(job, row, moment(at_us), False, context, reason="triggered")
         self._settle(job, context)
-        return _shown(job, moment(at_us), self.ticks[job, moment(at_us)])
+        return as_row(job, moment(at_us), self.ticks[job, moment(at_us)])
 
     @applies(Delete)
     def delete(self, command: Delete, context: Context) -> bool:
@@ -380,7 +381,7 @@ class Cron(FSM, name=CRON, version=1):
     def history(self, query: History) -> tuple[TickRow, ...]:
         before = LAST_MOMENT if query.before_us is None else moment(query.before_us)
         rows = self.ticks.range((query.job, FIRST_MOMENT), (query.job, before), reverse=True)
-        return tuple(_shown(job, at, tick) for (job, at), tick in islice(rows, query.n))
+        return tuple(as_row(job, at, tick) for (job, at), tick in islice(rows, query.n))
 
     # ---- when a job is due ----
 
@@ -849,13 +850,6 @@ def _grace_us(row: JobRow) -> int:
     if row.policy.grace is not None:
         return int(row.policy.grace * SECOND_US)
     return SKIP_GRACE_US if row.policy.misfire == "skip" else LAST_MOMENT_US
-
-
-def _shown(job: str, at: datetime, tick: Tick) -> TickRow:
-    return TickRow(
-        job, at, tick.state, tick.runner, tick.token, tick.attempts, tick.started, tick.finished, tick.error, tick.reason,
-        tick.until,
-    )  # fmt: skip
 
 
 def _session(context: Context) -> int:

@@ -13,7 +13,7 @@ Moments are microseconds of the cluster's wall clock since 1970.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, TypeAlias
 
 from tauraft.errors import InvalidArgument, InvalidSpec, TooLarge
@@ -31,6 +31,8 @@ MAX_RETRIES: Final = 1_000
 SECOND_US: Final = 1_000_000
 MIN_EVERY_US: Final = SECOND_US
 LAST_MOMENT_US: Final = 253_370_764_800 * SECOND_US  # the year 9999
+FIRST_MOMENT: Final = datetime(1970, 1, 1, tzinfo=UTC)
+LAST_MOMENT: Final = FIRST_MOMENT + timedelta(microseconds=LAST_MOMENT_US + SECOND_US)
 # A runner counts itself out 0.1 s before the cluster does, or 3 % of a long time-out.
 MIN_TIMEOUT_S: Final = 0.2
 LAST: Final = -1  # day of the month: the last; weekday: the last of the month
@@ -200,6 +202,18 @@ class Tick:
 
 # (job, scheduled_at)
 TICKS: Final[TableName[tuple[str, datetime], Tick]] = TableName(CRON, "ticks", tuple[str, datetime], Tick)
+
+
+def ticks_of(job: str) -> dict[str, tuple[str, datetime]]:
+    """The bounds of a watch on ``TICKS`` that sees one job."""
+    return {"low": (job, FIRST_MOMENT), "high": (job, LAST_MOMENT)}
+
+
+def as_row(job: str, at: datetime, tick: Tick) -> TickRow:
+    return TickRow(
+        job, at, tick.state, tick.runner, tick.token, tick.attempts, tick.started, tick.finished, tick.error, tick.reason,
+        tick.until,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
