@@ -1,9 +1,10 @@
 """The nemesis: draws faults from the seed and undoes them, until told to stop; then everything is well again.
 
 What it can do to a machine: kill its process (what was written stays, synced or not), cut its power (what was not
-synced is lost or torn), do either in the middle of a write, fail a sync, lose the whole disk, step its wall clock.
-To the network: split it, isolate the leader, cut one direction, flap, lose, duplicate and delay.  To the cluster: hand
-leadership over, take a member out and in again.  To clients: kill one that may hold something.
+synced is lost or torn), do either in the middle of a write, fail a sync or all of them, fill the disk, lose it whole, step
+its wall clock.  To the network: split it, isolate the leader, cut one direction or one link of a mesh, flap, lose,
+duplicate and delay, slow one follower down.  To the cluster: hand leadership over, take a member out and in again.  To
+clients: kill one that may hold something.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ JOIN_S = 60.0  # a member that was taken out or lost its disk is in again by the
 
 
 class Nemesis:
-    """``victims``: the clients that may be killed, as they come and go."""
+    """``victims``: the clients that may be killed, as they come and go. ``only``: the names of faults; else any."""
 
-    def __init__(self, world: World, random: Random, victims: Sequence[SimulatedClient] = ()) -> None:
+    def __init__(
+        self, world: World, random: Random, victims: Sequence[SimulatedClient] = (), only: Sequence[str] = ()
+    ) -> None:
         self.world = world
         self.done: list[str] = []
         self._random = random
@@ -34,7 +37,11 @@ class Nemesis:
             self._kill_while_writing, self._cut_power_while_writing, self._fail_sync, self._lose_disk,
             self._halves, self._isolate_leader, self._one_way, self._flap, self._bad_network,
             self._step_wall, self._transfer, self._take_out_and_in, self._kill_client,
+            self._kill_follower, self._kill_majority, self._kill_all, self._fail_all_syncs, self._fill_disk,
+            self._cut_a_mesh, self._slow_follower,
         )  # fmt: skip
+        if only:
+            self._faults = tuple(getattr(self, f"_{name}") for name in only)
 
     async def torment(self, rounds: int) -> None:
         """``rounds`` faults, each healed after a while, then peace."""
@@ -75,6 +82,17 @@ class Nemesis:
 
     async def _kill_leader(self) -> None:
         await self._down([self._leader()], power=False)
+
+    async def _kill_follower(self) -> None:
+        leader = self._leader()
+        await self._down([self._random.choice([node for node in self.world.nodes if node is not leader])], power=False)
+
+    async def _kill_majority(self) -> None:
+        nodes = self.world.nodes
+        await self._down(self._random.sample(nodes, len(nodes) // 2 + 1), power=False)
+
+    async def _kill_all(self) -> None:
+        await self._down(self.world.nodes, power=False)
 
     async def _power_off_leader(self) -> None:
         await self._down([self._leader()], power=True)
@@ -120,6 +138,29 @@ class Nemesis:
         node.start()
         await trio.sleep(self._pause() / 2)
         await self._down([node], power=True)
+
+    async def _fail_all_syncs(self) -> None:
+        """A disk that is broken: each process on it stops, until the disk is replaced by a sound copy of what it holds."""
+        node = self._random.choice([self._leader(), *self.world.nodes])
+        node.disk.fail_syncs(None)
+        for _ in range(3):
+            node.is_doomed = True
+            with trio.move_on_after(3):
+                await node.ended()
+            await node.kill()
+            await trio.sleep(self._pause() / 3)
+            node.start()
+        node.is_doomed = True
+        await node.kill()
+        node.disk.fail_syncs(0)
+        await self._down([node], power=True)
+
+    async def _fill_disk(self) -> None:
+        """It holds all it has acknowledged, takes nothing for a while, and goes on by itself."""
+        node = self._random.choice([self._leader(), *self.world.nodes])
+        node.disk.set_capacity(node.disk.used_bytes + self._random.randrange(2_000))
+        await trio.sleep(self._pause())
+        node.disk.set_capacity(1 << 40)
 
     async def _lose_disk(self) -> None:
         """It comes back empty: another member, which replaces the one that it was (SAFETY 14)."""
@@ -207,6 +248,24 @@ class Nemesis:
         self.world.network.cut(source, target, both_ways=False)
         await trio.sleep(self._pause())
         self.world.network.heal()
+
+    async def _cut_a_mesh(self) -> None:
+        """One link, both ways: its ends see each other no more, and everybody else sees both."""
+        source, target = self._random.sample(self._names(), 2)
+        self.world.network.cut(source, target)
+        await trio.sleep(self._pause())
+        self.world.network.heal()
+
+    async def _slow_follower(self) -> None:
+        """Everything to and from it takes half a second: what others send it must not pile up without bound."""
+        leader = self._leader().peer_id
+        slow = self._random.choice([name for name in self._names() if name != leader])
+        for other in self._names():
+            if other != slow:
+                for source, target in ((other, slow), (slow, other)):
+                    self.world.network.set_faults(source, target, loss=0, duplication=0, delay_s=(0.3, 0.6))
+        await trio.sleep(2 * self._pause())
+        self._all_links(lambda: (0, 0, (0.0002, 0.002)))
 
     async def _flap(self) -> None:
         source, target = self._random.sample(self._names(), 2)

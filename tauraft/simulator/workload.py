@@ -1,13 +1,14 @@
 """What simulated clients do, and what they note.
 
-Registers and sums for linearizability (a sum also shows a command that took effect twice), counting under a lock for
-exclusion, and large values so that logs and snapshots grow.  Each client is a real session.  Nothing is retried here:
+Registers, pairs written and read in transactions, and sums for linearizability (a sum also shows a command that took
+effect twice), counting under a lock for exclusion, and large values so that logs and snapshots grow.  Each client is a real session.  Nothing is retried here:
 an error is noted with its outcome, as a careful user would; what a killed client was doing is noted as unknown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from random import Random
 from typing import Any, TypeAlias
 
@@ -18,11 +19,14 @@ from tauraft.simulator.checkers.exclusion import Exclusion
 from tauraft.simulator.history import History, Known, Operation
 from tauraft.simulator.tally import Add
 from tauraft.simulator.world import SimulatedClient, World
+from tauraft_primitives.counters.messages import Add as Count
 from tauraft_primitives.kv.messages import CompareAndSet, Get, Put
+from tauraft_primitives.kv.transaction import Transaction
 from tauraft_primitives.locks.messages import Acquire, Release
 
 Work: TypeAlias = Callable[[SimulatedClient, Random], Awaitable[None]]
 THINK_S = 0.3
+PAIR = ("pair/a", "pair/b")
 
 
 class Workload:
@@ -49,13 +53,13 @@ class Workload:
                 self.clients.remove(client)
 
     async def use_registers(self, client: SimulatedClient, random: Random) -> None:
-        """Puts, gets, compare-and-sets and sums of distinct values on few keys."""
+        """Puts, gets, compare-and-sets and sums of distinct values on few keys, and on a pair of keys in transactions."""
         number = 0
         while not self.is_over and not client.is_lost:
             number += 1
             key = f"key-{random.randrange(3)}"
             value = f"{client.name}/{number}"
-            match random.choice(("put", "get", "get", "cas", "add")):
+            match random.choice(("put", "get", "get", "cas", "add", "count", "write pair", "read pair")):
                 case "put":
                     await self._note(client, "put", key, value, client.submit(Put(key, value.encode()), 3), _nothing)
                 case "get":
@@ -64,6 +68,16 @@ class Workload:
                     expected = f"client-{random.randrange(1, 4)}/{random.randrange(1, number + 1)}"
                     command = CompareAndSet(key, expected.encode(), value.encode())
                     await self._note(client, "cas", key, (expected, value), client.submit(command, 3), _is_done)
+                case "count":
+                    amount, counter = random.randrange(1, 1 << 30), f"counter-{random.randrange(2)}"
+                    await self._note(client, "add", counter, amount, client.submit(Count(counter, amount), 3), _itself)
+                case "write pair":
+                    written = Transaction((), [Put(one, value.encode()) for one in PAIR]).command
+                    await self._note(client, "put", "pair", value, client.submit(written, 3), _nothing)
+                case "read pair":
+                    both = Transaction((), [Get(one) for one in PAIR])
+                    read = client.submit(both.command, 3)
+                    await self._note(client, "get", "pair", None, read, partial(_one_of, both))
                 case _:
                     amount = random.randrange(1, 1 << 30)
                     sum_of = f"sum-{random.randrange(2)}"
@@ -145,6 +159,12 @@ class Workload:
             raise
         self.maybe_counted -= 1
         self.counted += 1
+
+
+def _one_of(both: Transaction, done: Any) -> str | None:
+    """What both of the pair hold."""
+    first, second = map(_text, both.result_of(done).results)
+    return first if first == second else f"torn: {first}, {second}"
 
 
 def _nothing(answer: Any) -> None:

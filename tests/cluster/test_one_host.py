@@ -95,6 +95,30 @@ def test_a_lock_of_a_killed_local_client_goes_to_the_next_at_once(processes: Pro
     print(f"granted {1000 * (granted_at - killed_at):.0f} ms after the kill")
 
 
+FORGETFUL = """
+import sys
+import tauraft
+
+client = tauraft.Client("/raft/test", sys.argv[1:])
+client.start()
+client.lock("l").acquire()
+print("held", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_client_from_elsewhere_that_ends_without_closing_frees_its_locks_at_once(processes: Processes) -> None:
+    node = processes.node()
+    client = processes.script(FORGETFUL, *node.ask("cluster.addresses"))
+    assert client.line() == "held"
+    node.send("(cluster.lock('l').acquire(timeout=25).token, time.monotonic())")
+    ended_at = time.monotonic()
+    assert client.end() == 0
+    _, granted_at = node.answer()
+    # Its session lives for 10 s, and nothing tells this host that a process elsewhere is dead: it said so itself.
+    assert granted_at - ended_at < 5
+
+
 def test_a_stopped_holder_of_the_directory_is_named_by_its_pid(processes: Processes) -> None:
     holder = processes.node()
     standby = processes.node()
