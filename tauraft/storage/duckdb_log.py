@@ -15,7 +15,7 @@ DuckDB takes a WAL record with a damaged length for the torn end and drops it an
 flipped byte in 25 of a small log). So ``<number>.duckdb.check`` has the size and CRC32C of what was acknowledged of
 the WAL, synced after each COMMIT, in two slots written in turn; ``open`` compares before DuckDB sees the file, and
 refuses (``LogCorrupt``) what differs. Behind that point lies at most the one call that was never answered, so a tail
-is never suspect. It needs the real file system. DuckDB is imported when the log is opened.
+is never suspect; whole, it is made durable before it counts. It needs the real file system. DuckDB is imported when the log is opened.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class _AcknowledgedWal:
         self.record = self.size_bytes = self._crc = 0
         self._wal_path = wal
         self._check_path = check
-        self._wal: File = files.open(wal, writable=False)
+        self._wal: File = files.open(wal)
         self._check: File = files.open(check, create=True)
 
     def verify(self) -> None:
@@ -93,6 +93,15 @@ class _AcknowledgedWal:
     def is_exceeded(self) -> bool:
         """Whether there is more in the WAL: a call that was never answered, whole or torn."""
         return self._wal.size() > self.size_bytes
+
+    def make_durable(self) -> None:
+        """What exceeds, before it counts: its process may have died before the sync, or because that failed.
+
+        It is written again, as a page whose sync has failed once may be held to be clean.
+        """
+        exceeding = self._wal.read(self.size_bytes, self._wal.size() - self.size_bytes)
+        self._wal.write(self.size_bytes, exceeding)
+        self._wal.sync_data()
 
     def acknowledge(self, record: int) -> None:
         """All that is in the WAL now counts; durable on return."""
@@ -142,6 +151,8 @@ class DuckDBLog:
         numbers = self._numbers()
         if not numbers and self._must_exist:
             raise LogCorrupt(self._directory, 0, "the log that this member had is gone")
+        # The names too: the process that gave them may have died before they were durable.
+        self._files.sync_directory(self._directory)
         try:
             self._replay(numbers)
         except BaseException:
@@ -386,6 +397,9 @@ class DuckDBLog:
                 raise LogCorrupt(needed, 0, "the file, which its neighbours need, is gone")
         acknowledged = self._acknowledged = _AcknowledgedWal(path + ".wal", path + ".check")
         acknowledged.verify()
+        self._is_tail_unclean = acknowledged.is_exceeded()
+        if self._is_tail_unclean:
+            acknowledged.make_durable()
         try:
             connection = _connect(path)
             try:
@@ -398,7 +412,6 @@ class DuckDBLog:
         if self._record < acknowledged.record:
             connection.close()
             raise LogCorrupt(path, 0, f"writes {self._record + 1} to {acknowledged.record} are lost")
-        self._is_tail_unclean = acknowledged.is_exceeded()
         acknowledged.acknowledge(self._record)
         return connection
 

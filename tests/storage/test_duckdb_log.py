@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
@@ -118,6 +119,33 @@ def test_a_commit_that_was_never_answered_may_be_there(tmp_path: Path) -> None:
     log, recovered = opened(tmp_path)
     assert recovered.last_index == 4
     log.close()
+
+
+def test_what_open_finds_is_durable_although_nobody_answered_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes from the page cache of a process that died before its sync; the restarted replica says that it has it."""
+    log, _ = opened(tmp_path)
+    log.append(make_entries(1, 2))
+    check = (tmp_path / "0000000001.duckdb.check").read_bytes()
+    log.append(make_entries(3, 3))
+    log.close()
+    (tmp_path / "0000000001.duckdb.check").write_bytes(check)
+    synced: list[str] = []
+
+    def noting(sync: Callable[[int], None]) -> Callable[[int], None]:
+        def note(descriptor: int) -> None:
+            synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+            sync(descriptor)
+
+        return note
+
+    for name in ("fdatasync", "fsync"):
+        monkeypatch.setattr(os, name, noting(getattr(os, name)))
+    log, recovered = opened(tmp_path)
+    log.close()
+    assert recovered.last_index == 3
+    assert synced[:3] == [tmp_path.name, "0000000001.duckdb.wal", "0000000001.duckdb.check"]
 
 
 @pytest.mark.parametrize(
