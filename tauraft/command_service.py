@@ -427,7 +427,7 @@ class CommandService:
     def _attach_now(self, end: _ClientEnd, message: Attach) -> None:
         if end.is_closed:
             return
-        if not self._replica.check_secret(message.session, message.secret):
+        if not self._replica.may_attach(message.session, message.secret, end.peer_id):
             end.deliver(Gone(message.session))
             return
         end.sessions.add(message.session)

@@ -186,9 +186,13 @@ class LocalReplica:
     def stored(self, session: int, sequence: int) -> Outcome | StoredState:
         return self.machine.stored(session, sequence)
 
-    def check_secret(self, session: int, secret: bytes) -> bool:
+    def may_attach(self, session: int, secret: bytes, peer_id: str) -> bool:
         found = self.machine.sessions.get(session)
-        return found is not None and compare_digest(found.secret_hash, sha256(secret).digest())
+        return (
+            found is not None
+            and found.peer_id == peer_id
+            and compare_digest(found.secret_hash, sha256(secret).digest())
+        )
 
     def read_index(self, done: Callable[[int | None], object]) -> None:
         self.driver.read_index(done)

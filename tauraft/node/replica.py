@@ -113,8 +113,8 @@ class Replica(Protocol):
     def stored(self, session: int, sequence: int) -> Outcome | StoredState:
         """What the applied state holds of this command. Raises ``SessionLost`` when there is no such session."""
 
-    def check_secret(self, session: int, secret: bytes) -> bool:
-        """False: wrong secret, or no such session here (yet)."""
+    def may_attach(self, session: int, secret: bytes, peer_id: str) -> bool:
+        """False: wrong secret, another peer than the one that opened it, or no such session here (yet) (SAFETY 34)."""
 
     def read_index(self, done: Callable[[int | None], object]) -> None:
         """Calls ``done(index)`` once a quorum confirmed the read *and* this replica applied ``index``; None: no leader."""

@@ -92,9 +92,9 @@ class MachineReplica:
     def stored(self, session: int, sequence: int) -> Outcome | StoredState:
         return self.machine.stored(session, sequence)
 
-    def check_secret(self, session: int, secret: bytes) -> bool:
+    def may_attach(self, session: int, secret: bytes, peer_id: str) -> bool:
         found = self.machine.sessions.get(session)
-        return found is not None and found.secret_hash == sha256(secret).digest()
+        return found is not None and (found.peer_id, found.secret_hash) == (peer_id, sha256(secret).digest())
 
     def read_index(self, done: Callable[[int | None], object]) -> None:
         done(self.applied_index)

@@ -54,8 +54,9 @@ def clock() -> int:
 class Books:
     """One session in the replica's state."""
 
-    def __init__(self, secret_hash: bytes, ttl_ns: int, now: int) -> None:
+    def __init__(self, secret_hash: bytes, ttl_ns: int, peer_id: str, now: int) -> None:
         self.secret_hash, self.ttl_ns, self.expires = secret_hash, ttl_ns, now + ttl_ns
+        self.peer_id = peer_id
         self.floor = 1
         self.answers: dict[int, tuple[AnswerKind, bytes]] = {}
         self.tickets: dict[int, str] = {}
@@ -177,7 +178,7 @@ class MemoryReplica:
                 if message.nonce not in self.nonces:
                     self.revision += 1
                     self.nonces[message.nonce] = self.revision
-                    self.sessions[self.revision] = Books(message.secret_hash, message.ttl_ns, clock())
+                    self.sessions[self.revision] = Books(message.secret_hash, message.ttl_ns, message.peer_id, clock())
                 events.append(SessionEvent("opened", self.nonces[message.nonce], message.nonce))
             case system.KeepAlive(pairs):
                 for session, serial in pairs:
@@ -218,8 +219,9 @@ class MemoryReplica:
         known = books.answers.get(sequence)
         return StoredState.UNKNOWN if known is None else Outcome(session, sequence, *known)
 
-    def check_secret(self, session: int, secret: bytes) -> bool:
-        return session in self.sessions and self.sessions[session].secret_hash == sha256(secret).digest()
+    def may_attach(self, session: int, secret: bytes, peer_id: str) -> bool:
+        books = self.sessions.get(session)
+        return books is not None and (books.peer_id, books.secret_hash) == (peer_id, sha256(secret).digest())
 
     def read_index(self, done: Callable[[int | None], object]) -> None:
         done(self.applied_index if self.leader else None)

@@ -475,10 +475,14 @@ def test_keepalives_of_one_turn_share_a_command() -> None:
     run(story)
 
 
-def test_a_link_that_uses_a_session_it_has_not_attached_is_closed() -> None:
+@pytest.mark.parametrize("peer_id", ["", "somebody-else"])
+def test_a_link_that_uses_a_session_it_has_not_attached_is_closed(peer_id: str) -> None:
+    """It needs the secret, and to be the peer that opened it."""
+
     async def story() -> None:
         async with world() as here:
             await attached(here)
+            secret = here.session._secret if peer_id else b"guess"
 
             class Thief:
                 closed = ""
@@ -489,8 +493,8 @@ def test_a_link_that_uses_a_session_it_has_not_attached_is_closed() -> None:
                     self.closed = reason
 
             thief = Thief()
-            link = here.service.connect_local(thief)
-            link.send(Attach(here.session.id, b"guess", 0))
+            link = here.service.connect_local(thief, peer_id)
+            link.send(Attach(here.session.id, secret, 0))
             link.send(Submit(here.session.id, 99, 99, 0, encode_message(Add("stolen"))))
             await trio.sleep(1)
             assert thief.closed and "stolen" not in here.replica.counts
