@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tauraft import errors, twin
-from tauraft._blocking.cluster import Client, Cluster
+from tauraft._blocking.cluster import Client, Cluster, Node
 from tauraft.cluster import AsyncCluster
 from tauraft.types import Member
 from tauraft_plugins.kv.fsm import KeyValue
@@ -94,6 +94,38 @@ def test_a_client_takes_its_addresses_from_the_environment(monkeypatch: pytest.M
     monkeypatch.setenv("TAURAFT_ADDRESSES", "10.0.0.5:4001")
     with pytest.raises(errors.InvalidOption, match="TAURAFT_ADDRESSES"):
         Client(NAMESPACE)
+
+
+@pytest.mark.parametrize(
+    ("listen", "credentials", "is_taken"),
+    [
+        ("/ip4/0.0.0.0/tcp/0", {}, False),
+        ("/ip4/10.0.0.5/tcp/4001", {}, False),
+        ("/dns/localhost/tcp/4001", {}, False),  # whatever that is on this machine
+        ("/ip6/::/tcp/0", {}, False),
+        ("/ip4/127.0.0.1/tcp/0", {}, True),
+        ("/ip4/127.8.9.1/tcp/0", {}, True),
+        ("/ip6/::1/tcp/0", {}, True),
+        ("/ip4/0.0.0.0/tcp/0", {"encryption_key": bytes(32)}, True),
+        ("/ip4/0.0.0.0/tcp/0", {"allow": ["12D3KooWSomebody"]}, True),
+        ("/ip4/0.0.0.0/tcp/0", {"insecure": True}, True),
+    ],
+)
+def test_who_listens_to_the_network_without_credentials_is_refused(
+    listen: str, credentials: dict[str, Any], is_taken: bool
+) -> None:
+    if is_taken:
+        Cluster(NAMESPACE, listen=["/ip4/127.0.0.1/tcp/0", listen], **credentials)
+        Node(
+            data_dir="somewhere",
+            listen=[listen],
+            **{k: v for k, v in credentials.items() if k != "allow"} or {"insecure": True},
+        )
+        return
+    with pytest.raises(errors.InvalidOption, match="can be reached from other machines"):
+        Cluster(NAMESPACE, listen=["/ip4/127.0.0.1/tcp/0", listen], **credentials)
+    with pytest.raises(errors.InvalidOption, match="can be reached from other machines"):
+        Node(data_dir="somewhere", listen=[listen])
 
 
 def test_a_started_cluster_says_where_it_is(host: NodeHost) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from hashlib import sha256
 
 import msgpack
 import pytest
@@ -12,6 +13,7 @@ from tauraft.core.messages import Entry, EntryKind, HardState, Heartbeat, Heartb
 from tauraft.core.progress import ProgressState
 from tauraft.errors import DataDirectoryError
 from tauraft.node import wire
+from tauraft.system.messages import Open
 from tests.node.cluster import CLUSTER_ID, Cluster, take_snapshot
 
 A, B, C, D, E = (Member(letter, 1) for letter in "abcde")
@@ -206,3 +208,22 @@ def test_a_frame_that_no_honest_replica_sends_is_dropped_and_stops_nobody(frame:
     leader.driver.frames_received("b", [frame])
     cluster.tick(2)
     assert leader.is_leader
+
+
+# Who uses a session (SAFETY 34).
+
+
+def test_who_may_attach_to_a_session_knows_its_secret_and_is_its_peer() -> None:
+    cluster = Cluster("abc").start()
+    leader = cluster.elect("a")
+    secret = b"s" * 32
+    leader.propose_system(Open(b"nonce", sha256(secret).digest(), 10**10, "peer", "host", 1, None))
+    cluster.tick(3)
+    for replica in (leader, cluster["b"]):
+        (session,) = replica.machine.sessions
+        assert secret not in session.encode()
+        assert replica.may_attach(session.id, secret, "peer")
+        assert not replica.may_attach(session.id, b"guess", "peer")
+        assert not replica.may_attach(session.id, session.secret_hash, "peer")
+        assert not replica.may_attach(session.id, secret, "another")
+        assert not replica.may_attach(session.id + 1, secret, "peer")
