@@ -163,6 +163,57 @@ def _applied(node: Any) -> Any:
     return node.replica and node.replica.machine.applied_index
 
 
+TEN_YEARS_S = 3_652 * 86_400.0
+
+
+async def clocks_run_ahead_and_are_set_back(world: World) -> None:
+    """As on machines whose clock was wrong when they started, and an operator's or NTP's hand."""
+    ran: list[datetime] = []
+    world.start_all()
+    await world.wait_for_leader()
+
+    async def work(client: SimulatedClient) -> None:
+        await client.submit(Register(("job",)), 60.0)
+        while True:
+            assigned = await client.submit(Serve(), timeout_s=1e6, waits=True)
+            await client.submit(Start(assigned.token), 60.0)
+            await client.submit(Finish(assigned.token), 60.0)
+            ran.append(assigned.scheduled_at)
+
+    async with world.client(ttl_s=1e6) as client, trio.open_nursery() as others:
+        await client.opened()
+        await client.submit(Declare("job", read_spec("@every 1s"), Policy(run_on="any")), 60.0)
+        others.start_soon(work, client)
+        await trio.sleep(10)
+        assert 9 <= len(ran) <= 11
+        for node in world.nodes:
+            node.clock.wall_offset_s = TEN_YEARS_S
+        await trio.sleep(10)
+        ahead = len(ran)
+        assert 19 <= ahead <= 23, "one for all that was missed, then one a second"
+        for node in world.nodes:
+            node.clock.wall_offset_s = 0.0
+        leader = await world.wait_for_leader()
+        await leader.kill()
+        leader.start()
+        await trio.sleep(10)
+        others.cancel_scope.cancel()
+    assert len(ran) - ahead >= 6, "it goes on, but for the time without a leader"
+    assert len(ran) == len(set(ran))
+    assert ran[-1] - ran[0] < timedelta(minutes=1)
+    leader = await world.wait_for_leader()
+    assert leader.replica is not None
+    machine = leader.replica.machine
+    steps = list(machine.system.wall_steps.values())
+    assert steps and steps[-1].from_ns - steps[-1].to_ns > 3_650 * 86_400 * 10**9
+    assert len(machine._fsms["tauraft.cron"].ticks) < 80  # type: ignore[attr-defined]
+
+
+@pytest.mark.middle
+def test_clocks_ten_years_ahead_and_back_make_no_storm_and_no_standstill() -> None:
+    run_world(0, clocks_run_ahead_and_are_set_back)
+
+
 @pytest.mark.middle
 def test_each_tick_has_one_row_that_is_over_whoever_leads_and_whoever_dies() -> None:
     story = Story(jobs=4, seconds=60, leader_changes=12)
