@@ -24,6 +24,7 @@ from tauraft.core.messages import Index, Member
 from tauraft.node.wire import WireError
 
 S = TypeVar("S", "LeaderSays", "MemberSays")
+WALL_ROUNDS = 10  # a reading of a clock counts for so long
 MAX_FORMER = 64  # processes of one member remembered
 
 
@@ -88,7 +89,7 @@ class Rounds:
         self.number = 0
         self._first: dict[Member, int] = {}
         self._latest: dict[Member, int] = {}
-        self._wall_offsets: dict[Member, int] = {}
+        self._wall_offsets: dict[Member, tuple[int, int]] = {}  # the round, and the wall less our monotonic clock then
         self._answered: set[Member] = set()
         self._confirmed = 0
         self._began_ns = self._sent_ns = 0
@@ -106,7 +107,7 @@ class Rounds:
         self._first.setdefault(voter, says.monotonic_ns - (self._sent_ns - self._began_ns))
         self._latest[voter] = says.monotonic_ns
         if says.round == self.number:
-            self._wall_offsets[voter] = says.wall_ns - self._sent_ns
+            self._wall_offsets[voter] = (self.number, says.wall_ns - self._sent_ns)
         if says.round != self.number or self._confirmed == says.round:
             return False
         self._answered.add(voter)
@@ -119,9 +120,12 @@ class Rounds:
         return [self._latest[voter] - self._first[voter] for voter in sorted(self._answered)]
 
     def walls(self, voters: Iterable[Member]) -> list[int]:
-        """Of all those ``voters`` that have answered this leader, as they stood when this round began: not only of those that answer first."""
+        """Of all ``voters`` that have answered lately, not only of those that answer first: as they stood when this round began.
+
+        What one that is silent said long ago does not count: its clock may have been put right since.
+        """
         heard = [self._wall_offsets[voter] for voter in sorted(voters) if voter in self._wall_offsets]
-        return [self._sent_ns + offset for offset in heard]
+        return [self._sent_ns + offset for round_, offset in heard if self.number - round_ <= WALL_ROUNDS]
 
 
 class Finding(Enum):

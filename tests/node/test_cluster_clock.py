@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from tauraft.core.messages import Member
 from tauraft.node.clock import SECOND_NS, SET_BACK_NS, WALL_BOUND_NS, ClusterClock, median
+from tauraft.node.heartbeats import WALL_ROUNDS, MemberSays, Rounds
 
 ELECTION_NS = SECOND_NS
 
@@ -197,3 +199,23 @@ def test_one_clock_that_is_off_and_one_that_is_not_heard_do_not_set_the_wall_bac
     assert cluster_clock.set_wall_back(wall) is None
     cluster_clock.confirmed([0], [off, off], 3)
     assert cluster_clock.set_wall_back(wall) == off + WALL_BOUND_NS
+
+
+def test_the_clocks_of_all_voters_that_answer_count_and_not_what_a_silent_one_said_long_ago() -> None:
+    one, other, removed = (Member(name, 1) for name in ("one", "other", "removed"))
+    rounds = Rounds()
+
+    def answer(member: Member, wall_ns: int) -> bool:
+        return rounds.answered(member, MemberSays(rounds.number, 5, wall_ns, 1, 0, False), 3)
+
+    rounds.start(100)
+    assert answer(one, 1_100), "it makes the quorum"
+    assert not answer(other, 9_100)
+    answer(removed, 7_100)
+    rounds.start(200)
+    answer(one, 1_200)
+    assert rounds.walls([one, other]) == [1_200, 9_200]
+    for number in range(WALL_ROUNDS):
+        rounds.start(300 + number)
+        answer(one, 1_300 + number)
+    assert rounds.walls([one, other]) == [1_300 + WALL_ROUNDS - 1]
