@@ -521,7 +521,7 @@ def check_name(name: object, option: str = "name") -> str:
         raise TypeError(f"{option} must be str, not {type(name).__name__}")
     if not name:
         raise errors.InvalidArgument(f"{option} is empty; nothing was sent", option=option)
-    if len(name) > MAX_NAME_BYTES // 4:
+    if len(name) > MAX_NAME_BYTES // 4 or not name.isascii():
         try:
             size = len(name.encode())
         except UnicodeEncodeError as error:
@@ -540,7 +540,12 @@ def as_bytes(value: object, option: str = "value") -> bytes:
     if isinstance(value, bytes):
         return value
     if isinstance(value, str):
-        return value.encode()
+        try:
+            return value.encode()
+        except UnicodeEncodeError as error:
+            raise errors.InvalidArgument(
+                f"{option} cannot be encoded as UTF-8; nothing was sent", option=option
+            ) from error
     raise TypeError(f"{option} must be bytes or str, not {type(value).__name__}")
 
 

@@ -319,3 +319,24 @@ class LatchInfo:
     count: int
     left: int
     waiters: tuple[Owner, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RwLockInfo:
+    """Of a lock for readers and writers. ``waiters`` of either kind, in the order in which they are served."""
+
+    name: str
+    readers: tuple[Owner, ...]
+    writer: Owner | None
+    waiters: tuple[Owner, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseInfo:
+    """``session``: whose it is. ``keys``: how many are attached to it."""
+
+    id: int
+    token: int
+    session: int
+    ttl: float
+    keys: int

@@ -14,14 +14,23 @@ MAX_NAME_BYTES: Final = 512
 MAX_VALUE_BYTES: Final = 1 << 20
 
 
+def utf8_size(text: str, option: str) -> int:
+    """In bytes. A half of a surrogate pair is no text."""
+    try:
+        return len(text) if text.isascii() else len(text.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(f"{option} cannot be encoded as UTF-8; nothing was sent", option=option) from error
+
+
 def check_name(name: str, option: str = "name") -> str:
     """A name or id: text of 1 to 512 bytes of UTF-8."""
     if type(name) is not str:
         raise TypeError(f"{option} must be str, not {type(name).__name__}")
     if not name:
         raise InvalidArgument(f"{option} is empty; nothing was sent", option=option)
-    if len(name.encode()) > MAX_NAME_BYTES:
-        raise TooLarge(f"{option} has {len(name.encode())} bytes, at most {MAX_NAME_BYTES} are allowed", option=option)
+    size = utf8_size(name, option)
+    if size > MAX_NAME_BYTES:
+        raise TooLarge(f"{option} has {size} bytes, at most {MAX_NAME_BYTES} are allowed", option=option)
     return name
 
 

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 from tauraft.errors import CompareFailed, InvalidCommand, NotHolder
 from tauraft.fsm import FSM, Context, QueryContext, Table, Ticket, answers, applies, session_ended, withdraws
-from tauraft.types import Compare, Entry, Page, PutResult
+from tauraft.types import Compare, Entry, LeaseInfo, Page, PutResult
 from tauraft_primitives.kv.messages import (
     KV,
     NANOSECONDS,
@@ -29,6 +29,7 @@ from tauraft_primitives.kv.messages import (
     Count,
     Delete,
     DeleteRange,
+    DescribeLease,
     Expire,
     Get,
     GrantLease,
@@ -199,6 +200,14 @@ class KeyValue(FSM, name=KV, version=1):
     def revoke(self, command: RevokeLease, context: Context) -> None:
         self._held(command.id, command.token)
         self._end(command.id, context)
+
+    @answers(DescribeLease)
+    def describe_lease(self, query: DescribeLease) -> LeaseInfo | None:
+        lease = self.leases.get(query.id)
+        if lease is None:
+            return None
+        keys = sum(1 for _ in self.attached.range((query.id, ""), (query.id + 1, "")))
+        return LeaseInfo(query.id, lease.token, lease.session, lease.ttl_ns / NANOSECONDS, keys)
 
     @applies(LeaseEnds)
     def lease_ends(self, command: LeaseEnds, context: Context) -> None:

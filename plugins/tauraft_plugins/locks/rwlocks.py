@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 
 from tauraft.errors import Deadlock, NotHolder, UpgradeRefused
 from tauraft.fsm import FSM, Context, Table, Ticket, answers, applies, session_ended, withdraws
-from tauraft.types import Owner, instant
+from tauraft.types import Owner, RwLockInfo, instant
 from tauraft_primitives.locks.messages import Grant, Standing, WouldWait
 from tauraft_primitives.rwlocks.messages import (
     RWLOCKS,
@@ -26,6 +26,7 @@ from tauraft_primitives.rwlocks.messages import (
     GiveBackRw,
     HoldsRw,
     ReleaseRw,
+    RwInfo,
     RwStanding,
 )
 
@@ -117,6 +118,14 @@ class RwLocks(FSM, name=RWLOCKS, version=1):
     def is_held(self, token: int) -> bool:
         """For ``tauraft.fencing``: whether the hold of that token still holds."""
         return token in self.tokens
+
+    @answers(RwInfo)
+    def info(self, query: RwInfo) -> RwLockInfo:
+        low, high = (query.name, 0), (query.name + "\0", 0)
+        holds = [hold for _, hold in self.holds.range(low, high)]
+        readers = tuple(hold.asked.owner for hold in holds if hold.mode == "read")
+        writer = next((hold.asked.owner for hold in holds if hold.mode == "write"), None)
+        return RwLockInfo(query.name, readers, writer, tuple(asked.owner for _, asked in self.waiters.range(low, high)))
 
     @answers(HoldsRw)
     def holds_it(self, query: HoldsRw) -> bool:

@@ -7,6 +7,7 @@ from typing import Final
 
 from tauraft.errors import InvalidArgument, TooLarge
 from tauraft.fsm import Command, Query
+from tauraft_primitives.checks import utf8_size
 
 COUNTERS: Final = "tauraft.counters"
 IDS: Final = "tauraft.ids"
@@ -21,10 +22,9 @@ def check_name(name: str) -> None:
         raise TypeError(f"a name is a str, not {type(name).__name__}")
     if not name:
         raise InvalidArgument("a name cannot be empty; nothing was sent", option="name")
-    if len(name) > MAX_NAME_BYTES // 4 and len(name.encode()) > MAX_NAME_BYTES:
-        raise TooLarge(
-            f"a name of {len(name.encode())} bytes: the limit is {MAX_NAME_BYTES}; nothing was sent", option="name"
-        )
+    size = utf8_size(name, "name")
+    if size > MAX_NAME_BYTES:
+        raise TooLarge(f"a name of {size} bytes: the limit is {MAX_NAME_BYTES}; nothing was sent", option="name")
 
 
 def check_number(value: int, option: str, least: int = LEAST) -> None:

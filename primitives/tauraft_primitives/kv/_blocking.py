@@ -25,6 +25,7 @@ from tauraft.handle import (
     check_timeout,
 )
 from tauraft.types import Bytes, Compare, Consistency, Entry, Page, PutResult, Revision, TransactionResult
+from tauraft_primitives.checks import check_value
 from tauraft_primitives.kv.messages import (
     KEYS,
     MAX_BATCH_BYTES,
@@ -241,6 +242,8 @@ class Batch:
 
     def _add(self, write: Write) -> None:
         check_key(write.key)
+        if write.value is not None:
+            check_value(write.value)
         if self._is_over:
             raise errors.InvalidArgument("this batch has ended; nothing was added", option="batch")
         size = self._bytes + len(write.value or b"")

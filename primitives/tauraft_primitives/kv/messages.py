@@ -11,7 +11,8 @@ from typing import ClassVar, Final
 
 from tauraft.errors import InvalidArgument, TooLarge
 from tauraft.fsm import Command, Query, TableName
-from tauraft.types import Compare, Entry, Page, PutResult
+from tauraft.types import Compare, Entry, LeaseInfo, Page, PutResult
+from tauraft_primitives.checks import utf8_size
 
 KV: Final = "tauraft.kv"
 MAX_KEY_BYTES: Final = 512
@@ -29,10 +30,9 @@ def check_key(key: str) -> None:
         raise TypeError(f"a key is a str, not {type(key).__name__}")
     if not key:
         raise InvalidArgument("a key cannot be empty; nothing was sent", option="key")
-    if len(key) > MAX_KEY_BYTES // 4 and len(key.encode()) > MAX_KEY_BYTES:
-        raise TooLarge(
-            f"a key of {len(key.encode())} bytes: the limit is {MAX_KEY_BYTES}; nothing was sent", option="key"
-        )
+    size = utf8_size(key, "key")
+    if size > MAX_KEY_BYTES:
+        raise TooLarge(f"a key of {size} bytes: the limit is {MAX_KEY_BYTES}; nothing was sent", option="key")
 
 
 def check_value(value: bytes) -> None:
@@ -274,6 +274,13 @@ class RevokeLease(Command[None], fsm=KV):
 
     id: int
     token: int
+
+
+@dataclass(frozen=True, slots=True)
+class DescribeLease(Query[LeaseInfo | None], fsm=KV):
+    """None: it has ended."""
+
+    id: int
 
 
 @dataclass(frozen=True, slots=True)

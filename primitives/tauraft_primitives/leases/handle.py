@@ -16,8 +16,10 @@ from typing import Self
 
 from tauraft import errors
 from tauraft.handle import AsyncHolder, AsyncSignal, Tenure
+from tauraft.types import LeaseInfo
 from tauraft_primitives.kv.messages import (
     AdoptLease,
+    DescribeLease,
     GrantLease,
     LeaseGrant,
     RenewLease,
@@ -49,6 +51,10 @@ class AsyncLease:
         granted = await holder.submit(GrantLease(ttl) if adopt is None else AdoptLease(adopt, ttl))
         tenure = holder.tenure(ttl=ttl, started=started, renewal=RenewLease(granted.id, granted.token))
         return cls(holder, granted, ttl, tenure)
+
+    async def info(self) -> LeaseInfo | None:
+        """As the cluster has it, whoever's it is by now; None: it has ended."""
+        return await self._holder.query(DescribeLease(self.id))
 
     def remaining(self) -> float:
         """Seconds until this process must count itself out; <= 0: lost."""

@@ -14,6 +14,7 @@ from typing import Final
 from tauraft.errors import InvalidArgument, Refused, TooLarge
 from tauraft.fsm import Command, Query, TableName, Ticket
 from tauraft.types import LockInfo, Owner
+from tauraft_primitives.checks import utf8_size
 
 LOCKS: Final = "tauraft.locks"
 MAX_NAME_BYTES: Final = 512
@@ -33,15 +34,16 @@ def check_name(name: str) -> None:
         raise TypeError(f"a lock's name is a str, not {type(name).__name__}")
     if not name:
         raise InvalidArgument("a lock's name cannot be empty; nothing was sent", option="name")
-    if len(name.encode()) > MAX_NAME_BYTES:
-        raise TooLarge(f"a name of {len(name.encode())} bytes: the limit is {MAX_NAME_BYTES}", option="name")
+    size = utf8_size(name, "name")
+    if size > MAX_NAME_BYTES:
+        raise TooLarge(f"a name of {size} bytes: the limit is {MAX_NAME_BYTES}; nothing was sent", option="name")
 
 
 def check_reason(reason: str) -> None:
     """Raises ``TypeError``, ``TooLarge``."""
     if type(reason) is not str:
         raise TypeError(f"reason must be str, not {type(reason).__name__}")
-    if len(reason.encode()) > MAX_REASON_BYTES:
+    if utf8_size(reason, "reason") > MAX_REASON_BYTES:
         raise TooLarge(f"a reason longer than {MAX_REASON_BYTES} bytes; nothing was sent", option="reason")
 
 

@@ -11,9 +11,10 @@ from typing import Literal
 
 from tauraft import errors
 from tauraft.handle import Here, Holder, check_name, check_patience
+from tauraft.types import RwLockInfo
 from tauraft_primitives.holds._blocking import Hold, OneHeld, next_attempt, reminder_of, take
 from tauraft_primitives.locks.messages import Grant
-from tauraft_primitives.rwlocks.messages import AcquireRw, Downgrade, GiveBackRw, HoldsRw, ReleaseRw, RwStanding
+from tauraft_primitives.rwlocks.messages import AcquireRw, Downgrade, GiveBackRw, HoldsRw, ReleaseRw, RwInfo, RwStanding
 
 
 class RwHold(Hold):
@@ -89,5 +90,10 @@ class RwLock:
 
     def __init__(self, holder: Holder, name: str, *, timeout: float | None = None) -> None:
         self.name = check_name(name)
+        self._holder = holder
         self.read = RwMode(holder, name, "read", timeout=timeout)
         self.write = RwMode(holder, name, "write", timeout=timeout)
+
+    def info(self) -> RwLockInfo:
+        """Who reads, writes and waits."""
+        return self._holder.query(RwInfo(self.name))

@@ -10,9 +10,10 @@ from typing import Literal
 
 from tauraft import errors
 from tauraft.handle import AsyncHere, AsyncHolder, check_name, check_patience
+from tauraft.types import RwLockInfo
 from tauraft_primitives.holds.handle import AsyncHold, AsyncOneHeld, next_attempt, reminder_of, take
 from tauraft_primitives.locks.messages import Grant
-from tauraft_primitives.rwlocks.messages import AcquireRw, Downgrade, GiveBackRw, HoldsRw, ReleaseRw, RwStanding
+from tauraft_primitives.rwlocks.messages import AcquireRw, Downgrade, GiveBackRw, HoldsRw, ReleaseRw, RwInfo, RwStanding
 
 
 class AsyncRwHold(AsyncHold):
@@ -88,5 +89,10 @@ class AsyncRwLock:
 
     def __init__(self, holder: AsyncHolder, name: str, *, timeout: float | None = None) -> None:
         self.name = check_name(name)
+        self._holder = holder
         self.read = AsyncRwMode(holder, name, "read", timeout=timeout)
         self.write = AsyncRwMode(holder, name, "write", timeout=timeout)
+
+    async def info(self) -> RwLockInfo:
+        """Who reads, writes and waits."""
+        return await self._holder.query(RwInfo(self.name))

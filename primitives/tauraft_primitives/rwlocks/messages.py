@@ -7,6 +7,7 @@ from typing import Final, Literal
 
 from tauraft.errors import InvalidArgument
 from tauraft.fsm import Command, Query
+from tauraft.types import RwLockInfo
 from tauraft_primitives.locks.messages import Grant, Standing, check_name
 
 RWLOCKS: Final = "tauraft.rwlocks"
@@ -54,6 +55,11 @@ class Downgrade(Command[None], fsm=RWLOCKS):
 
     name: str
     token: int
+
+
+@dataclass(frozen=True, slots=True)
+class RwInfo(Query[RwLockInfo], fsm=RWLOCKS):
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
