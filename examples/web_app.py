@@ -1,4 +1,4 @@
-"""A web application whose workers share a stock under a lock, and one job that any one of them does.
+"""A web application whose workers share a stock under a lock, and a job that one of them does each time.
 
     uvicorn web_app:app --workers 4
     gunicorn web_app:app --preload --workers 4 --worker-class asgi
@@ -10,7 +10,6 @@ it runs, after the fork.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,7 +22,7 @@ from starlette.routing import Route
 import tauraft
 
 STOCK = int(os.environ.get("STOCK", "100"))
-REPORT_EVERY_S = float(os.environ.get("REPORT_EVERY_S", "60"))
+REPORT_EVERY_S = int(os.environ.get("REPORT_EVERY_S", "60"))
 
 cluster = tauraft.AsyncCluster("/raft/web")
 
@@ -41,21 +40,14 @@ async def buy(request: Request) -> JSONResponse:
 
 
 async def reports(request: Request) -> JSONResponse:
-    page = await cluster.kv.items("reports/")
-    return JSONResponse([entry.value.decode() for entry in page])
+    """(tick, worker), the oldest first."""
+    return JSONResponse([key.split("/")[1:] for key in await cluster.kv.keys("reports/")])
 
 
-async def report() -> None:
-    """The job of one worker: whoever has the lock. When that one ends, another has it."""
-    while True:
-        try:
-            async with cluster.lock("reporter") as hold:
-                while True:
-                    number = await cluster.counter("reports").add()
-                    await cluster.fenced(hold.token).put(f"reports/{number:09}", str(os.getpid()))
-                    await asyncio.sleep(REPORT_EVERY_S)
-        except (tauraft.LockLost, tauraft.Unavailable):
-            await asyncio.sleep(1)
+@cluster.cron(f"@every {REPORT_EVERY_S}s", name="report", run_on="any")
+async def report(tick: tauraft.AsyncTick) -> None:
+    """Declared by every worker, and run by one of them at each tick; whoever that was, others go on when it is gone."""
+    await cluster.kv.put(f"reports/{tick.scheduled_at:%Y-%m-%dT%H:%M:%S}/{os.getpid()}", str(tick.token))
 
 
 async def not_now(request: Request, error: Exception) -> JSONResponse:
@@ -67,10 +59,7 @@ async def not_now(request: Request, error: Exception) -> JSONResponse:
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
     async with cluster:
-        reporting = asyncio.create_task(report())
         yield
-        reporting.cancel()
-        await asyncio.gather(reporting, return_exceptions=True)
 
 
 app = Starlette(

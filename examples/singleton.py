@@ -1,0 +1,41 @@
+"""A service that runs once in a cluster: start it as often as you like, one serves, and when that one is gone the next does.
+
+    python singleton.py          # in three terminals; then kill the one that serves
+
+Whoever serves has a term, whose token fences: what it writes under it is refused once another was elected, however late it
+comes. ``term.lost`` is set when this process must count itself out, before another can be elected.
+"""
+
+from __future__ import annotations
+
+import os
+
+import tauraft
+
+BEAT_S = float(os.environ.get("BEAT_S", "1"))
+
+
+def serve(cluster: tauraft.Cluster, term: tauraft.Term) -> None:
+    """The service, until its term is lost. It says so, and keeps where it is for the one that comes next."""
+    print(f"process {os.getpid()} serves, with token {term.token}", flush=True)
+    own = cluster.fenced(term.token)
+    while not term.lost.is_set():
+        entry = cluster.kv.get("progress")
+        step = 1 if entry is None else int(entry.value) + 1
+        own.put("progress", str(step))
+        own.put(f"steps/{step:09}", f"{term.token} {os.getpid()}")
+        term.lost.wait(BEAT_S)
+
+
+def main() -> None:
+    with tauraft.Cluster("/raft/singleton") as cluster:
+        election = cluster.election("service")
+        while True:
+            try:
+                election.run(lambda term: serve(cluster, term), value=str(os.getpid()))
+            except (tauraft.LeadershipLost, tauraft.NotHolder):
+                print(f"process {os.getpid()} was counted out, and stands again", flush=True)
+
+
+if __name__ == "__main__":
+    main()
