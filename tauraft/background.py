@@ -30,7 +30,7 @@ class AsyncTasks:
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[object]] = set()
-        self._scopes: set[trio.CancelScope] = set()
+        self._scopes: dict[trio.CancelScope, trio.lowlevel.Task | None] = {}
         self._left: trio.Event | None = None
         self.is_closed = False
 
@@ -51,14 +51,15 @@ class AsyncTasks:
         import trio
 
         scope = trio.CancelScope()
-        self._scopes.add(scope)
+        self._scopes[scope] = None
 
         async def run() -> None:
+            self._scopes[scope] = trio.lowlevel.current_task()
             try:
                 with scope:
                     await _logged(work, arguments)
             finally:
-                self._scopes.discard(scope)
+                del self._scopes[scope]
                 if self._left is not None:
                     self._left.set()
 
@@ -77,7 +78,7 @@ class AsyncTasks:
             for task in self._others():
                 task.cancel()
         else:
-            for scope in list(self._scopes):
+            for scope in self._other_scopes():
                 scope.cancel()
 
     async def wait(self, patience: float) -> None:
@@ -90,9 +91,15 @@ class AsyncTasks:
         import trio
 
         with trio.move_on_after(patience):
-            while self._scopes:
+            while self._other_scopes():
                 self._left = trio.Event()
                 await self._left.wait()
+
+    def _other_scopes(self) -> list[trio.CancelScope]:
+        import trio
+
+        here = trio.lowlevel.current_task()
+        return [scope for scope, task in self._scopes.items() if task is not here]
 
     def _others(self) -> list[asyncio.Task[object]]:
         return [task for task in self._tasks if task is not asyncio.current_task()]

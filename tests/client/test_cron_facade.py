@@ -408,3 +408,39 @@ async def over(cluster: Any, job: str) -> None:
             if all(row.finished is not None for row in rows):
                 return
             await anyio.sleep(0.01)
+
+
+def test_a_cluster_may_be_closed_from_a_function_that_it_runs(
+    host: MachineHost, run: Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
+) -> None:
+    async def story() -> None:
+        import anyio
+
+        cluster = await awaited(host).start()
+
+        @cluster.cron("@every 1d", name="job")
+        async def job(tick: tauraft.AsyncTick) -> None:
+            await cluster.close()
+
+        with anyio.fail_after(10):
+            while await cluster.schedules.get("job") is None:
+                await anyio.sleep(0.01)
+            await cluster.schedules.trigger("job")
+            while cluster._caller.is_open:
+                await anyio.sleep(0.01)
+
+    run(story)
+
+
+def test_a_blocking_cluster_may_be_closed_from_a_function_that_it_runs_and_twice(memory: MemoryCluster) -> None:
+    closed = threading.Event()
+
+    @memory.cron("@every 1d", name="job")
+    def job(tick: tauraft.Tick) -> None:
+        tauraft.Cluster.close(memory)
+        closed.set()
+
+    memory.start()
+    memory.schedules.trigger("job")
+    assert closed.wait(5)
+    memory.close()

@@ -56,7 +56,8 @@ def next_tick(schedule: Schedule, after_us: int, gap: Gap = "run_after", repeat:
     if after_us >= LAST_MOMENT_US:
         return None
     if schedule.every_us:
-        return (after_us // schedule.every_us + 1) * schedule.every_us
+        following = (after_us // schedule.every_us + 1) * schedule.every_us
+        return following if following <= LAST_MOMENT_US else None
     assert schedule.calendar is not None
     return _Search(schedule.calendar, zone_of(schedule.zone), gap, repeat).after(after_us)
 

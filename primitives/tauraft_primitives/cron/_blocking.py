@@ -20,7 +20,7 @@ from datetime import datetime
 from typing import Any, Final, TypeVar
 
 from tauraft import errors
-from tauraft.handle import Calls, Holder, LossGuard, Signal, Tasks, Tenure, check_name
+from tauraft.handle import Calls, Here, Holder, LossGuard, Signal, Tasks, Tenure, check_name
 from tauraft.types import JobInfo, TickRow
 from tauraft_primitives.checks import check_count
 from tauraft_primitives.cron.messages import (
@@ -167,7 +167,7 @@ class Cron:
         self._holder = holder
         self._functions: dict[str, Callable[..., Any]] = {}
         self._undeclared: dict[str, Declare | None] = {}
-        self._live: set[Tenure] = set()
+        self._live: dict[Tenure, int] = {}  # and the task or thread that runs it
         self._tasks = Tasks()
         self._has_begun = False
         self._serves = False
@@ -203,8 +203,13 @@ class Cron:
     def stop(self) -> None:
         """The facade is about to close: no tick is begun any more, those that run are told."""
         self._tasks.stop()
-        for tenure in list(self._live):
-            tenure.lose()
+        here = Here.scope()
+        for tenure, where in list(self._live.items()):
+            try:
+                if where != here:  # a function that closes its own cluster must get to do so
+                    tenure.lose()
+            except errors.Shutdown:
+                pass  # it has closed already, or this is a fork's child, whose runs are its parent's
 
     def ended(self, patience: float) -> None:
         """The facade has closed: wait for what still runs."""
@@ -262,11 +267,11 @@ class Cron:
         tenure = holder.tenure(ttl=assigned.timeout, started=started, renewal=None)
         if assigned.may_be_stopped:
             tenure.lose_when(AwaitStop(token))
-        self._live.add(tenure)
+        self._live[tenure] = Here.scope()
         try:
             failure = self._call(assigned, Tick(assigned, tenure), tenure)
         finally:
-            self._live.discard(tenure)
+            del self._live[tenure]
             tenure.end()
         self._report(assigned, Finish(token, failure))
 

@@ -126,7 +126,7 @@ class Schedule:
             raise InvalidSpec("a schedule is a cron line, an interval or one moment", option="spec", field="spec")
         if self.every_us and not MIN_EVERY_US <= self.every_us <= LAST_MOMENT_US:
             raise InvalidSpec(
-                f"an interval of {self.every_us / SECOND_US:g} s: the shortest is 1 s; nothing was sent",
+                f"an interval of {self.every_us / SECOND_US:g} s: it is at least 1 s, and less than 8,000 years; nothing was sent",
                 option="spec",
                 field="every",
             )
