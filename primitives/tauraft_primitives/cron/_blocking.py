@@ -20,7 +20,16 @@ from datetime import datetime
 from typing import Any, Final, TypeVar
 
 from tauraft import errors
-from tauraft.handle import Calls, Here, Holder, LossGuard, Signal, Tasks, Tenure, check_name
+from tauraft.handle import (
+    Calls,
+    Here,
+    Holder,
+    LossGuard,
+    Signal,
+    Tasks,
+    Tenure,
+    check_name,
+)
 from tauraft.types import JobInfo, TickRow
 from tauraft_primitives.checks import check_count
 from tauraft_primitives.cron.messages import (
