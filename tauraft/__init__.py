@@ -36,6 +36,7 @@ _ROOMS: Final = {
         "InvalidTimeout",
         "LeadershipLost",
         "LockLost",
+        "MemberExists",
         "Mismatch",
         "NoCandidate",
         "NoLeader",
@@ -72,6 +73,7 @@ _ROOMS: Final = {
         "Enqueued",
         "Entry",
         "GateInfo",
+        "GroupMember",
         "Item",
         "JobInfo",
         "LatchInfo",
@@ -81,10 +83,14 @@ _ROOMS: Final = {
         "LockInfo",
         "Member",
         "OnLoss",
+        "OnceInfo",
         "Owner",
         "Page",
+        "PartitionInfo",
+        "PartitionsInfo",
         "PutResult",
         "QueueStats",
+        "RateInfo",
         "Revision",
         "Rows",
         "RwLockInfo",
@@ -102,6 +108,14 @@ _ROOMS: Final = {
     "tauraft_primitives.cron.handle": ("AsyncSchedules", "AsyncTick"),
     "tauraft_primitives.elections._blocking": ("Election", "Leading", "RaftLeadership", "Term"),
     "tauraft_primitives.elections.handle": ("AsyncElection", "AsyncLeading", "AsyncRaftLeadership", "AsyncTerm"),
+    "tauraft_primitives.groups._blocking": ("Group", "Membership"),
+    "tauraft_primitives.groups.handle": ("AsyncGroup", "AsyncMembership"),
+    "tauraft_primitives.once._blocking": ("Once", "Turn"),
+    "tauraft_primitives.once.handle": ("AsyncOnce", "AsyncTurn"),
+    "tauraft_primitives.partitions._blocking": ("Partition", "Partitioner"),
+    "tauraft_primitives.partitions.handle": ("AsyncPartition", "AsyncPartitioner"),
+    "tauraft_primitives.rates._blocking": ("RateLimit",),
+    "tauraft_primitives.rates.handle": ("AsyncRateLimit",),
     "tauraft_primitives.kv._blocking": ("KV",),
     "tauraft_primitives.kv.handle": ("AsyncKV", "Batch"),
     "tauraft_primitives.kv.transaction": ("Transaction",),
@@ -165,6 +179,7 @@ if TYPE_CHECKING:
         InvalidTimeout as InvalidTimeout,
         LeadershipLost as LeadershipLost,
         LockLost as LockLost,
+        MemberExists as MemberExists,
         Mismatch as Mismatch,
         NoCandidate as NoCandidate,
         NoLeader as NoLeader,
@@ -212,6 +227,7 @@ if TYPE_CHECKING:
         Enqueued as Enqueued,
         Entry as Entry,
         GateInfo as GateInfo,
+        GroupMember as GroupMember,
         Item as Item,
         JobInfo as JobInfo,
         LatchInfo as LatchInfo,
@@ -220,11 +236,15 @@ if TYPE_CHECKING:
         LockBreak as LockBreak,
         LockInfo as LockInfo,
         Member as Member,
+        OnceInfo as OnceInfo,
         OnLoss as OnLoss,
         Owner as Owner,
         Page as Page,
+        PartitionInfo as PartitionInfo,
+        PartitionsInfo as PartitionsInfo,
         PutResult as PutResult,
         QueueStats as QueueStats,
+        RateInfo as RateInfo,
         Revision as Revision,
         Rows as Rows,
         RwLockInfo as RwLockInfo,
@@ -262,6 +282,8 @@ if TYPE_CHECKING:
         AsyncRaftLeadership as AsyncRaftLeadership,
         AsyncTerm as AsyncTerm,
     )
+    from tauraft_primitives.groups._blocking import Group as Group, Membership as Membership
+    from tauraft_primitives.groups.handle import AsyncGroup as AsyncGroup, AsyncMembership as AsyncMembership
     from tauraft_primitives.holds._blocking import Hold as Hold
     from tauraft_primitives.holds.handle import AsyncHold as AsyncHold
     from tauraft_primitives.kv._blocking import KV as KV
@@ -271,12 +293,21 @@ if TYPE_CHECKING:
     from tauraft_primitives.leases.handle import AsyncLease as AsyncLease
     from tauraft_primitives.locks._blocking import Lock as Lock, LockAll as LockAll
     from tauraft_primitives.locks.handle import AsyncLock as AsyncLock, AsyncLockAll as AsyncLockAll
+    from tauraft_primitives.once._blocking import Once as Once, Turn as Turn
+    from tauraft_primitives.once.handle import AsyncOnce as AsyncOnce, AsyncTurn as AsyncTurn
+    from tauraft_primitives.partitions._blocking import Partition as Partition, Partitioner as Partitioner
+    from tauraft_primitives.partitions.handle import (
+        AsyncPartition as AsyncPartition,
+        AsyncPartitioner as AsyncPartitioner,
+    )
     from tauraft_primitives.queues._blocking import Claim as Claim, Queue as Queue
     from tauraft_primitives.queues.handle import (
         AsyncClaim as AsyncClaim,
         AsyncClaiming as AsyncClaiming,
         AsyncQueue as AsyncQueue,
     )
+    from tauraft_primitives.rates._blocking import RateLimit as RateLimit
+    from tauraft_primitives.rates.handle import AsyncRateLimit as AsyncRateLimit
     from tauraft_primitives.rwlocks._blocking import RwHold as RwHold, RwLock as RwLock, RwMode as RwMode
     from tauraft_primitives.rwlocks.handle import (
         AsyncRwHold as AsyncRwHold,

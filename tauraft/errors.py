@@ -146,6 +146,10 @@ class NoCandidate(_Coded):
     """A transfer named a session that does not stand for election; who led still leads."""
 
 
+class MemberExists(_Coded):
+    """Another member of the group has that id."""
+
+
 class BrokenBarrier(_Coded):
     """``who`` was lost, or gave up; None: abort() or reset()."""
 

@@ -29,10 +29,14 @@ from tauraft_primitives.cron.handle import AsyncCron, AsyncSchedules
 from tauraft_primitives.cron.messages import Delivery, Gap, Misfire, Overlap, Policy, Repeat
 from tauraft_primitives.elections.handle import AsyncElection, AsyncLeading, AsyncRaftLeadership, AsyncTerm
 from tauraft_primitives.fencing.handle import AsyncFenced
+from tauraft_primitives.groups.handle import AsyncGroup
 from tauraft_primitives.kv.handle import AsyncKV
 from tauraft_primitives.leases.handle import AsyncLease
 from tauraft_primitives.locks.handle import AsyncLock, AsyncLockAll
+from tauraft_primitives.once.handle import AsyncOnce
+from tauraft_primitives.partitions.handle import AsyncPartitioner
 from tauraft_primitives.queues.handle import AsyncQueue
+from tauraft_primitives.rates.handle import AsyncRateLimit
 from tauraft_primitives.rwlocks.handle import AsyncRwLock
 from tauraft_primitives.semaphores.handle import AsyncSemaphore
 
@@ -328,6 +332,22 @@ class AsyncPrimitives:
     def raft_leadership(self) -> AsyncRaftLeadership:
         """Leadership that follows the Raft leader: ``async with cluster.raft_leadership() as term``."""
         return AsyncRaftLeadership(self)
+
+    def group(self, name: str) -> AsyncGroup:
+        """Who is there, with what they say of themselves."""
+        return AsyncGroup(self, name)
+
+    def partitioner(self, group: str, partitions: int) -> AsyncPartitioner:
+        """One worker among those of ``group``, with its share of so many partitions."""
+        return AsyncPartitioner(self, group, partitions)
+
+    def once(self, name: str) -> AsyncOnce:
+        """Something that is done once in the life of the cluster."""
+        return AsyncOnce(self, name)
+
+    def rate_limit(self, name: str, rate: float, burst: int) -> AsyncRateLimit:
+        """So many in a second in all the cluster, and at most ``burst`` at once."""
+        return AsyncRateLimit(self, name, rate, burst)
 
     def fenced(self, token: int) -> AsyncKV:
         """KV whose writes are refused (``NotHolder``) unless the hold of ``token`` still holds, each in one command."""

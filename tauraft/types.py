@@ -340,3 +340,59 @@ class LeaseInfo:
     session: int
     ttl: float
     keys: int
+
+
+@dataclass(frozen=True, slots=True)
+class RateInfo:
+    """``available``: tokens that could be taken now. ``full_in``: seconds until the bucket is full again."""
+
+    name: str
+    rate: float
+    burst: int
+    available: int
+    full_in: float
+    waiters: int
+
+
+@dataclass(frozen=True, slots=True)
+class OnceInfo:
+    """``runner``: who runs it, or ran it. ``since``: when that began; ``result`` and ``finished`` once it is done."""
+
+    name: str
+    state: Literal["idle", "running", "done"]
+    runner: Owner | None
+    token: int | None
+    since: datetime | None
+    finished: datetime | None
+    result: bytes | None
+    waiters: tuple[Owner, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMember:
+    """``token`` fences what it does as a member."""
+
+    id: str
+    owner: Owner
+    metadata: bytes
+    since: datetime
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionInfo:
+    """``holder``: who has it, None: nobody at the moment. ``next``: who is to have it, where that is somebody else."""
+
+    partition: int
+    holder: Owner | None
+    token: int | None
+    next: Owner | None
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionsInfo:
+    """``workers`` in the order in which they joined."""
+
+    name: str
+    workers: tuple[Owner, ...]
+    partitions: tuple[PartitionInfo, ...]

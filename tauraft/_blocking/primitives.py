@@ -30,10 +30,14 @@ from tauraft_primitives.cron._blocking import Cron, Schedules
 from tauraft_primitives.cron.messages import Delivery, Gap, Misfire, Overlap, Policy, Repeat
 from tauraft_primitives.elections._blocking import Election, Leading, RaftLeadership, Term
 from tauraft_primitives.fencing._blocking import Fenced
+from tauraft_primitives.groups._blocking import Group
 from tauraft_primitives.kv._blocking import KV
 from tauraft_primitives.leases._blocking import Lease
 from tauraft_primitives.locks._blocking import Lock, LockAll
+from tauraft_primitives.once._blocking import Once
+from tauraft_primitives.partitions._blocking import Partitioner
 from tauraft_primitives.queues._blocking import Queue
+from tauraft_primitives.rates._blocking import RateLimit
 from tauraft_primitives.rwlocks._blocking import RwLock
 from tauraft_primitives.semaphores._blocking import Semaphore
 
@@ -329,6 +333,22 @@ class Primitives:
     def raft_leadership(self) -> RaftLeadership:
         """Leadership that follows the Raft leader: ``with cluster.raft_leadership() as term``."""
         return RaftLeadership(self)
+
+    def group(self, name: str) -> Group:
+        """Who is there, with what they say of themselves."""
+        return Group(self, name)
+
+    def partitioner(self, group: str, partitions: int) -> Partitioner:
+        """One worker among those of ``group``, with its share of so many partitions."""
+        return Partitioner(self, group, partitions)
+
+    def once(self, name: str) -> Once:
+        """Something that is done once in the life of the cluster."""
+        return Once(self, name)
+
+    def rate_limit(self, name: str, rate: float, burst: int) -> RateLimit:
+        """So many in a second in all the cluster, and at most ``burst`` at once."""
+        return RateLimit(self, name, rate, burst)
 
     def fenced(self, token: int) -> KV:
         """KV whose writes are refused (``NotHolder``) unless the hold of ``token`` still holds, each in one command."""

@@ -29,6 +29,7 @@ COMMANDS = {
     "lock": ("tauraft.cli.lock:lock", "Run a command under a lock, see who holds one, or break it."),
     "election": ("tauraft.cli.election:election", "See who leads, or run a command while leading."),
     "barrier": ("tauraft.cli.barrier:barrier", "Gates, latches, double and cyclic barriers."),
+    "group": ("tauraft.cli.group:group", "Who is in a group, and who has which partition."),
     "explain": ("tauraft.cli.explain:explain", "Why something is as it is, and what will change it."),
     "queue": ("tauraft.cli.queue:queue", "Put items, look at a queue, and see to its dead ones."),
     "cron": ("tauraft.cli.cron:cron", "See jobs and their ticks; put, pause, trigger and delete jobs."),

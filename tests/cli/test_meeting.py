@@ -118,3 +118,30 @@ def test_a_cyclic_barrier_is_seen_aborted_and_made_new(shell: Shell) -> None:
     finally:
         party.kill()
         party.communicate()
+
+
+def test_who_is_in_a_group_is_listed_and_watched(shell: Shell) -> None:
+    watcher = started(shell, "--json", "group", "watch", "g")
+    assert watcher.stdout is not None
+    assert json.loads(watcher.stdout.readline())["members"] == []
+    waits = "import sys; sys.stdin.read()"
+    joined = subprocess.Popen(
+        shell.command("group", "join", "g", "--id", "a", "--metadata", "one", "--", sys.executable, "-c", waits),
+        stdin=subprocess.PIPE, env=shell.environment,
+    )  # fmt: skip
+    try:
+        (member,) = json.loads(watcher.stdout.readline())["members"]
+        assert (member["id"], member["metadata"], member["metadata_base64"]) == ("a", "one", "b25l")
+        (listed,) = shell.json("group", "members", "g")["members"]  # type: ignore[misc]
+        assert listed["token"] == member["token"] and "a: tauraft cli@" in shell.run("group", "members", "g").stdout
+        assert shell.run("group", "join", "g", "--id", "a", "--", "true").returncode == 1
+        assert shell.json("sql", "SELECT name, id FROM group_members")["rows"] == [["g", "a"]]
+        assert joined.stdin is not None
+        joined.stdin.close()
+        assert joined.wait(20) == 0
+        assert json.loads(watcher.stdout.readline())["members"] == []
+        assert shell.run("group", "partitions", "g").returncode == 1, "no worker"
+    finally:
+        joined.kill()
+        joined.wait()
+        ended(watcher)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from itertools import count
 from linecache import getline
 from types import CodeType, FrameType
 from typing import Any
@@ -21,7 +22,7 @@ from tauraft._blocking.primitives import Primitives
 from tauraft.primitives import AsyncPrimitives
 from tauraft_plugins.barriers.doubles import DoubleBarriers
 from tauraft_plugins.fencing.fsm import HOLDERS
-from tests.client.test_facade import awaited, blocking
+from tests.client.test_facade import awaited, blocking, wait_until
 from tests.session.machine_replica import MachineHost
 
 MAX_STEPS = 3_000
@@ -57,6 +58,103 @@ def meeting(cluster: Any) -> Any:
     return barrier
 
 
+class Steps:
+    """Something of ours that is no block by itself, as one: ``enter`` and ``leave`` give what is called or awaited."""
+
+    def __init__(self, enter: Callable[[Any], Any], leave: Callable[[Any], Any] = lambda entered: None) -> None:
+        self._enter, self._leave = enter, leave
+        self._entered: Any = None
+
+    def __enter__(self) -> Any:
+        self._entered = self._enter(None)
+        return self._entered
+
+    def __exit__(self, *exc: object) -> None:
+        self._leave(exc)
+
+    async def __aenter__(self) -> Any:
+        self._entered = await self._enter(None)
+        return self._entered
+
+    async def __aexit__(self, *exc: object) -> None:
+        left = self._leave(exc)
+        if left is not None:
+            await left
+
+    def acquire(self, timeout: float) -> Any:
+        return self._enter(timeout)
+
+    def release(self) -> Any:
+        return self._leave((None, None, None))
+
+
+names = count()
+
+
+def doing(cluster: Any, *, again: bool = False) -> Any:
+    """``once``: what was interrupted is done by another at once. A name each time, since what is done is done."""
+    if not again:
+        next(names)
+    once = cluster.once(f"once {names!r}")
+    if isinstance(cluster, Primitives):
+
+        def run(timeout: float | None) -> Any:
+            once.run(lambda turn: b"", timeout=timeout)
+            return Steps(lambda timeout: None)
+    else:
+
+        async def run(timeout: float | None) -> Any:
+            async def work(turn: object) -> bytes:
+                return b""
+
+            async def nothing() -> None: ...
+
+            await once.run(work, timeout=timeout)
+            return Steps(lambda timeout: nothing(), lambda exc: nothing())
+
+    return Steps(run)
+
+
+class Joining:
+    """Joins when it is entered, where it may be interrupted."""
+
+    def __init__(self, cluster: Primitives) -> None:
+        self._group = cluster.group("g")
+
+    def __enter__(self) -> None:
+        self._member = self._group._join(b"", "me")  # without what makes it awaitable in the async form
+
+    def __exit__(self, *exc: Any) -> None:
+        self._member.__exit__(*exc)
+
+
+def joining(cluster: Any, *, alone: bool = False) -> Any:
+    """A member of an id of its own: who stayed in would keep the next one out."""
+    if not alone and isinstance(cluster, Primitives):
+        return Joining(cluster)
+    if not alone:
+        return cluster.group("g").join(id="me")
+    if isinstance(cluster, Primitives):
+        return Steps(lambda timeout: without_member(cluster))
+    return Steps(lambda timeout: awaited_without_member(cluster))
+
+
+def without_member(cluster: Any) -> Any:
+    wait_until("nobody stays in", lambda: not cluster.group("g").members(), 1)
+    return Steps(lambda timeout: None)
+
+
+async def awaited_without_member(cluster: Any) -> Any:
+    import anyio
+
+    async def nothing() -> None: ...
+
+    with anyio.fail_after(1):
+        while await cluster.group("g").members():
+            await anyio.sleep(0.001)
+    return Steps(lambda timeout: nothing(), lambda exc: nothing())
+
+
 # What is taken, and what of it another session can have when all is given back.
 KINDS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "lock": (lambda c: c.lock("x"), lambda c: c.lock("x")),
@@ -67,6 +165,8 @@ KINDS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "write": (lambda c: c.rwlock("r").write, lambda c: c.rwlock("r").write),
     "read": (lambda c: c.rwlock("r").read, lambda c: c.rwlock("r").write),
     "double barrier": (lambda c: c.double_barrier("d", 1), meeting),
+    "once": (doing, lambda c: doing(c, again=True)),
+    "member": (joining, lambda c: joining(c, alone=True)),
     "leadership": (lambda c: c.leadership("e"), leading),
     "raft": (lambda c: c.raft_leadership(), lambda c: leading(c, "tauraft.raft")),
 }

@@ -12,10 +12,13 @@ from tauraft.errors import NotHolder, Refused
 from tauraft.fsm import FSM, Context, applies
 from tauraft_plugins.cron.fsm import Cron
 from tauraft_plugins.elections.fsm import Elections
+from tauraft_plugins.groups.members import Groups
+from tauraft_plugins.groups.partitions import Partitions
 from tauraft_plugins.kv.fsm import KeyValue
 from tauraft_plugins.locks.fsm import Locks
 from tauraft_plugins.locks.rwlocks import RwLocks
 from tauraft_plugins.locks.semaphores import Semaphores
+from tauraft_plugins.once.fsm import Once
 from tauraft_plugins.queues.fsm import Queues
 from tauraft_primitives.fencing.messages import FENCING, CheckHold
 
@@ -25,6 +28,9 @@ HOLDERS: tuple[type[FSM], ...] = (
     RwLocks,
     Queues,
     Elections,
+    Groups,
+    Partitions,
+    Once,
     Cron,
     KeyValue,
 )

@@ -2,8 +2,10 @@
 
 from tauraft.fsm import FSM
 from tauraft.hookspecs import hookimpl
+from tauraft_plugins.groups.members import Groups
+from tauraft_plugins.groups.partitions import Partitions
 
 
 @hookimpl
 def tauraft_fsms() -> list[type[FSM]]:
-    return []
+    return [Groups, Partitions]

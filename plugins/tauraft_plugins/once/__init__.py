@@ -2,8 +2,9 @@
 
 from tauraft.fsm import FSM
 from tauraft.hookspecs import hookimpl
+from tauraft_plugins.once.fsm import Once
 
 
 @hookimpl
 def tauraft_fsms() -> list[type[FSM]]:
-    return []
+    return [Once]

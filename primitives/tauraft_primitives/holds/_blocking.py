@@ -228,6 +228,16 @@ class Hold:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
+        try:
+            return self._left(kind)
+        except errors.TauraftError:
+            raise
+        except BaseException:  # interrupted on the way out
+            if not self._is_released and self._depth == 1:
+                self._drop()
+            raise
+
+    def _left(self, kind: type[BaseException] | None) -> bool | None:
         if self._is_released:
             return None  # given back inside the block
         if not self._tenure.is_lost:

@@ -1,0 +1,1 @@
+"""Partitions of work: messages and handles."""
