@@ -77,6 +77,10 @@ class SessionOf:
         reply.outcome = None
         self._harness.system(Withdraw(self.id, reply.sequence))
 
+    def learn(self) -> None:
+        """It has all its answers, and has said so: they are withdrawn no more, not even at its end."""
+        self._harness.system(Withdraw(self.id, 0, self._next))
+
     def end(self) -> None:
         self._harness.system(Close(self.id))
 

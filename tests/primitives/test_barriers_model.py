@@ -68,9 +68,11 @@ class Meeting(RuleBasedStateMachine):
     def restore(self) -> None:
         self.replica.restore()
 
-    @rule(who=st.integers(0, SESSIONS - 1))
-    def lose_session(self, who: int) -> None:
+    @rule(who=st.integers(0, SESSIONS - 1), learned=st.booleans())
+    def lose_session(self, who: int, learned: bool) -> None:
         lost, self.sessions[who] = self.sessions[who], self.replica.open()
+        if learned:
+            lost.learn()
         lost.end()
         self.lose(lost)
 

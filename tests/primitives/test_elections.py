@@ -65,11 +65,14 @@ def test_a_change_of_leader_is_one_commit(replica: Harness) -> None:
     assert second.value.waited and replica.machine.applied_index == before + 1
 
 
-def test_a_lost_session_makes_way_everywhere_each_term_with_a_token_of_its_own(replica: Harness) -> None:
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_lost_session_makes_way_everywhere_each_term_with_a_token_of_its_own(replica: Harness, learned: bool) -> None:
     alice, bob, carol = (replica.open() for _ in range(3))
     stand(alice, "x")
     stand(alice, "y")
     of_bob, of_carol = stand(bob, "x"), stand(carol, "y")
+    if learned:
+        alice.learn()
     alice.end()
     assert of_bob.value.token != of_carol.value.token
     assert leader(replica, "x") == bob.id and leader(replica, "y") == carol.id

@@ -103,9 +103,11 @@ class Electing(RuleBasedStateMachine):
             self.standing.remove(one)
         self.settle()
 
-    @rule(who=st.integers(0, 2))
-    def lose_session(self, who: int) -> None:
+    @rule(who=st.integers(0, 2), learned=st.booleans())
+    def lose_session(self, who: int, learned: bool) -> None:
         lost, self.sessions[who] = self.sessions[who], self.replica.open()
+        if learned:
+            lost.learn()
         lost.end()
         self.standing = [one for one in self.standing if one.session is not lost]
         if self.leader is not None and self.leader.session is lost:

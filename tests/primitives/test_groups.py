@@ -259,9 +259,11 @@ class Sharing(RuleBasedStateMachine):
         self.workers.remove(worker)
 
     @precondition(lambda self: self.workers)
-    @rule(data=st.data())
-    def lose(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), learned=st.booleans())
+    def lose(self, data: st.DataObject, learned: bool) -> None:
         session = data.draw(st.sampled_from(self.workers)).session
+        if learned:
+            session.learn()
         session.end()
         self.workers = [worker for worker in self.workers if worker.session is not session]
 

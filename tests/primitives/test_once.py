@@ -55,13 +55,17 @@ def test_one_runs_it_and_all_who_wait_are_told_the_result_by_one_commit(replica:
         _ = sessions[1].run(Finish("x", token, b"again")).value
 
 
-@pytest.mark.parametrize("how", ["gives up", "is lost", "never learned it", "is given back"])
+@pytest.mark.parametrize(
+    "how", ["gives up", "is lost", "is lost having learned it", "never learned it", "is given back"]
+)
 def test_a_runner_that_does_not_finish_makes_way_for_the_next(replica: Harness, how: str) -> None:
     sessions, turns = three(replica)
     token = turns[0].value.token
     if how == "gives up":
         sessions[0].run(GiveUpTurn("x", token))
-    elif how == "is lost":
+    elif how.startswith("is lost"):
+        if how.endswith("learned it"):
+            sessions[0].learn()
         sessions[0].end()
     elif how == "never learned it":
         sessions[0].withdraw(turns[0])
