@@ -380,6 +380,14 @@ class GroupMember:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupInfo:
+    """``members`` in the order of their ids."""
+
+    name: str
+    members: tuple[GroupMember, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PartitionInfo:
     """``holder``: who has it, None: nobody at the moment. ``next``: who is to have it, where that is somebody else."""
 

@@ -20,6 +20,8 @@ from tauraft import errors
 from tauraft._blocking.primitives import Primitives
 from tauraft.primitives import AsyncPrimitives
 from tauraft.testing import MemoryCluster
+from tauraft_primitives.once.messages import Begin, GiveUpTurn
+from tauraft_primitives.partitions.messages import ReleasePartition, TakePartition
 
 FACADES = (tauraft.Cluster, tauraft.Client, tauraft.AsyncCluster, tauraft.AsyncClient)
 MIB = 1 << 20
@@ -49,6 +51,10 @@ GIVEN: dict[str, Any] = {
     "ttl": 30.0,
     "parties": 2,
     "count": 2,
+    "group": "n",
+    "partitions": 2,
+    "rate": 1.0,
+    "burst": 2,
 }
 
 
@@ -232,6 +238,32 @@ def in_a_thread(wait: Callable[[Any, float], Any]) -> Callable[[Any, float], Any
     return run
 
 
+class Turn:
+    """The turn of ``once`` that another has."""
+
+    def __init__(self, cluster: Any) -> None:
+        self._cluster = cluster
+        self._token = cluster.submit(Begin("w")).token
+
+    def release(self) -> None:
+        self._cluster.submit(GiveUpTurn("w", self._token))
+
+
+class OnlyPartition:
+    """What a worker has, all of it; the next waits."""
+
+    worker: Any
+
+    def __init__(self, cluster: Any) -> None:
+        OnlyPartition.worker = cluster.partitioner("w", 1).__enter__()
+        self._cluster = cluster
+        # Without a handle, which would wait to be called.
+        self._token = cluster.submit(TakePartition("w", self.worker._worker)).token
+
+    def release(self) -> None:
+        self._cluster.submit(ReleasePartition("w", 0, self._token))
+
+
 # What occupies it and what then waits; the rest of a handle's waits stand in its own tests.
 WAITS: dict[str, tuple[Callable[[Any], Any], Callable[[Any, float], Any]]] = {
     "lock": (lambda c: c.lock("w").acquire(), lambda c, t: c.lock("w", reentrant="thread").acquire(timeout=t)),
@@ -247,6 +279,12 @@ WAITS: dict[str, tuple[Callable[[Any], Any], Callable[[Any, float], Any]]] = {
     "gate": (lambda c: None, lambda c, t: c.gate("w").wait(timeout=t)),
     "double_barrier": (lambda c: None, lambda c, t: c.double_barrier("w", 2).enter(timeout=t)),
     "latch": (lambda c: None, lambda c, t: c.latch("w", 1).wait(timeout=t)),
+    "once": (Turn, lambda c, t: c.once("w").run(lambda turn: b"", timeout=t)),
+    "partitioner": (OnlyPartition, lambda c, t: OnlyPartition.worker.next(timeout=t)),
+    "rate_limit": (
+        lambda c: c.rate_limit("w", 0.1, 1).acquire(),
+        lambda c, t: c.rate_limit("w", 0.1, 1).acquire(timeout=t),
+    ),
 }
 WAITLESS = {
     "kv",
@@ -256,10 +294,7 @@ WAITLESS = {
     "ids",
     "lease",
     "raft_leadership",
-    "partitioner",
     "group",
-    "once",
-    "rate",
 }
 # A wait that ends broken, not withdrawn, for all who take part.
 BREAKS = {"cyclic_barrier"}

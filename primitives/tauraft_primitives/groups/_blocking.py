@@ -22,7 +22,7 @@ from tauraft.handle import (
     as_bytes,
     check_name,
 )
-from tauraft.types import Bytes, GroupMember, Owner
+from tauraft.types import Bytes, GroupInfo, GroupMember, Owner
 from tauraft_primitives.groups.messages import (
     MAX_LISTED,
     MEMBERS,
@@ -84,6 +84,9 @@ class Group:
             found += page
             if len(page) < MAX_LISTED:
                 return tuple(found)
+
+    def info(self) -> GroupInfo:
+        return GroupInfo(self.name, self.members())
 
     def watch(self) -> Watch[tuple[GroupMember, ...]]:
         """Who is there now, then who is there after each change: all of them, in the order of their ids. Goes on over
