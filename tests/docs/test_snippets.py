@@ -1,6 +1,6 @@
 """Every piece of code in the pages runs, is checked by a type checker, or is a command that exists.
 
-- ``python`` runs, in the order of the page, which is one module: ``cluster`` is a started cluster in memory, shared by all pages.
+- ``python`` runs, in the order of the page, which is one module: ``cluster`` is a started cluster in memory, of this page alone.
   A line that ends in ``# -> text`` is an expression whose ``repr`` is that text.
 - ``sql`` is asked of that cluster, and gives at least one row.
 - ``<!-- file: name.py -->`` above a fence: a file of that name, which what follows may import.
@@ -33,7 +33,7 @@ from tests.docs.pages import DOCS, PAGES, Snippet, named, snippets
 RUN = [page for page in PAGES if DOCS in page.parents and snippets(page, "python", "sql")]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cluster() -> Iterator[tauraft.Cluster]:
     with tauraft.Cluster("/raft/pages", storage="memory", label="pages") as cluster:
         cluster.sql("SELECT 1")  # history in memory begins with the first query
