@@ -65,6 +65,7 @@ MOVE_AWAY: Final = "Move the namespace's folder in its data directory away; it t
 _log = logging.getLogger("tauraft.node")
 MAX_FOLDED_ROWS = 2_000  # into the digest at a tick: some milliseconds
 TELL_COMMIT_NS = 5_000_000  # how long a follower with nobody waiting may be behind on what is committed
+LONGER_NS = 10_000_000  # by which a deadline must have moved away before sleeping on is worth the trouble
 HURRY_NS = SECOND_NS  # for so long after a forward its sender is told at once
 
 
@@ -145,7 +146,9 @@ class Driver:
         self._wake = anyio.Event()
         self._is_running = self._is_turning = self._is_alone = False
         self._failure: Exception | None = None
-        self._next_tick_ns = self._sleeps_until_ns = clock.monotonic_ns()
+        self._next_tick_ns = self._last_tick_ns = self._sleeps_until_ns = clock.monotonic_ns()
+        self._sleep: anyio.CancelScope | None = None  # of ``run``, until ``_sleeps_until_ns``
+        self._has_heard_leader = False  # in this turn
         snapshots.send = lambda peer_id, frame, bulk: channel.send(peer_id, frame, bulk=bulk)
         snapshots.on_failed = self._snapshot_failed
         snapshots.offered_id = lambda: log.snapshot.id
@@ -287,8 +290,9 @@ class Driver:
                     self._sleeps_until_ns = self._next_deadline_ns()
                     # Rounded up to a microsecond: waking a hair early would spin.
                     sleep_s = math.ceil((self._sleeps_until_ns - self._clock.monotonic_ns()) / 1_000) / 1e6
-                    with anyio.move_on_after(max(0.0, sleep_s)):
+                    with anyio.move_on_after(max(0.0, sleep_s)) as self._sleep:
                         await self._wake.wait()
+                    self._sleep = None
                 if self._wake.is_set():
                     self._wake = anyio.Event()
         finally:
@@ -314,8 +318,12 @@ class Driver:
             self._failure = error
             self.wake()
         else:
-            if self._next_deadline_ns() < self._sleeps_until_ns:
+            deadline_ns = self._next_deadline_ns()
+            if deadline_ns < self._sleeps_until_ns:
                 self.wake()
+            elif self._sleep is not None and deadline_ns - self._sleeps_until_ns > LONGER_NS:
+                self._sleep.deadline += (deadline_ns - self._sleeps_until_ns) / SECOND_NS
+                self._sleeps_until_ns = deadline_ns
 
     def turn(self) -> None:
         self._is_turning = True
@@ -429,10 +437,16 @@ class Driver:
             self._tell_commit_at_ns = None
             self.raft.tell_commit()
         period = int(self._tick_s() * SECOND_NS)
-        if now < self._next_tick_ns:
+        has_heard_leader, self._has_heard_leader = self._has_heard_leader, False
+        if now >= self._next_tick_ns:
+            # After a stall only one tick is owed: a process that was stopped must first hear, then judge.
+            self._next_tick_ns = max(self._next_tick_ns + period, now + period // 2)
+        elif has_heard_leader and now - self._last_tick_ns >= period * 9 // 10:
+            # A follower ticks when the leader does, and is not woken twice. It waits no longer than half a tick for a late one.
+            self._next_tick_ns = now + period * 3 // 2
+        else:
             return
-        # After a stall only one tick is owed: a process that was stopped must first hear, then judge.
-        self._next_tick_ns = max(self._next_tick_ns + period, now + period // 2)
+        self._last_tick_ns = now
         if self.is_leader:
             self.raft.set_heartbeat_payload(self._heartbeat_payload(now))
         self.raft.tick()
@@ -715,6 +729,7 @@ class Driver:
     def _hear_heartbeat(self, message: Heartbeat) -> None:
         if not message.payload or message.term < self.raft.term:
             return
+        self._has_heard_leader = True
         says = heartbeats.decode(LeaderSays, message.payload)
         self._cluster_clock.saw(says.now_ns)
         self._take_verdict(Verdict(says.verdict, says.digest) if says.verdict else None)
@@ -774,7 +789,7 @@ class Driver:
         if mine is not None and mine != verdict.digest:
             self._halt(
                 f"the state of this replica ({self.me.peer_id}) at entry {verdict.index} is not that of the majority: its "
-                "disk or its memory is damaged, or a plugin is not deterministic. {MOVE_AWAY}"
+                f"disk or its memory is damaged, or a plugin is not deterministic. {MOVE_AWAY}"
             )
 
     def _halt(self, why: str) -> None:
