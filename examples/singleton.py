@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 
 import tauraft
+from tauraft.commands import CheckHold, Put
 
 BEAT_S = float(os.environ.get("BEAT_S", "1"))
 
@@ -18,12 +19,15 @@ BEAT_S = float(os.environ.get("BEAT_S", "1"))
 def serve(cluster: tauraft.Cluster, term: tauraft.Term) -> None:
     """The service, until its term is lost. It says so, and keeps where it is for the one that comes next."""
     print(f"process {os.getpid()} serves, with token {term.token}", flush=True)
-    own = cluster.fenced(term.token)
     while not term.lost.is_set():
         entry = cluster.kv.get("progress")
         step = 1 if entry is None else int(entry.value) + 1
-        own.put("progress", str(step))
-        own.put(f"steps/{step:09}", f"{term.token} {os.getpid()}")
+        # All or nothing, and nothing once the term is over: however this process ends, no step is half done.
+        cluster.transaction(
+            CheckHold(term.token),
+            Put("progress", b"%d" % step),
+            Put(f"steps/{step:09}", b"%d %d" % (term.token, os.getpid())),
+        )
         term.lost.wait(BEAT_S)
 
 
@@ -33,8 +37,8 @@ def main() -> None:
         while True:
             try:
                 election.run(lambda term: serve(cluster, term), value=str(os.getpid()))
-            except (tauraft.LeadershipLost, tauraft.NotHolder):
-                print(f"process {os.getpid()} was counted out, and stands again", flush=True)
+            except (tauraft.LeadershipLost, tauraft.NotHolder, tauraft.Unavailable) as over:
+                print(f"process {os.getpid()} stands again: {over}", flush=True)
 
 
 if __name__ == "__main__":
