@@ -80,11 +80,12 @@ class Story:
                 node.start()
 
     async def step_clocks(self, world: World) -> None:
-        """Of one node: the others keep the cluster's clock where it is."""
+        """Of one node at a time: the others keep the cluster's clock where it is, as soon as they are heard again."""
         while True:
             await trio.sleep(world.random.uniform(5, 20))
             for node in world.nodes:
                 node.clock.wall_offset_s = 0.0
+            await trio.sleep(5)
             world.random.choice(world.nodes).clock.wall_offset_s = world.random.uniform(-7_200, 7_200)
 
     async def employ(self, world: World) -> None:
