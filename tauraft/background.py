@@ -170,7 +170,7 @@ class AsyncCalls:
 
     @staticmethod
     async def of(function: Callable[..., Any], *arguments: Any) -> None:
-        if inspect.iscoroutinefunction(function):
+        if _is_coroutine_function(function):
             await function(*arguments)
             return
         import anyio
@@ -188,7 +188,7 @@ class Calls:
     def check(function: object) -> None:
         if not callable(function):
             raise TypeError(f"a function is decorated, not {type(function).__name__}")
-        if inspect.iscoroutinefunction(function):
+        if _is_coroutine_function(function):
             raise TypeError("this cluster runs plain functions; an AsyncCluster runs coroutine functions")
 
     @staticmethod
@@ -199,6 +199,11 @@ class Calls:
             raise
         except BaseException as error:  # sys.exit() on a thread ends nothing but the thread, silently
             raise RuntimeError(f"the function left with {type(error).__name__}: {error}") from error
+
+
+def _is_coroutine_function(function: Callable[..., Any]) -> bool:
+    """Also of an object that is called."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def _name_of(work: Callable[..., object]) -> str:

@@ -155,7 +155,10 @@ def test_what_cannot_be_run_is_refused_where_it_is_written(memory: MemoryCluster
 
     def plain(tick: tauraft.Tick) -> None: ...
 
-    for wrong in (coroutine, "work"):
+    class Called:
+        async def __call__(self, tick: tauraft.Tick) -> None: ...
+
+    for wrong in (coroutine, Called(), "work"):
         with pytest.raises(TypeError):
             memory.cron("@daily", name="job")(wrong)  # type: ignore[type-var]
     with pytest.raises(TypeError):
