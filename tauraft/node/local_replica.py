@@ -34,6 +34,7 @@ from tauraft.node.apply import Machine
 from tauraft.node.change_log import ChangeLog
 from tauraft.node.driver import Driver
 from tauraft.node.forwarding import FORWARDED
+from tauraft.node.replacement import DeadVoters, Domain
 from tauraft.node.replica import (
     Item,
     LeaderInfo,
@@ -114,6 +115,7 @@ class LocalReplica:
         self.forward: Callable[[LeaderInfo, str, dict[str, Any]], Awaitable[Any]] | None = None
         self.invite: Callable[[str, Sequence[str]], Awaitable[bool]] | None = None
         self.problems: dict[str, str] = {}  # by peer: what is wrong with it, for the status
+        self._dead_voters: DeadVoters | None = None  # as a leader that has learners
         self.has_heard_leader = anyio.Event()
         self._members_changed_event = anyio.Event()
         self.leaderless_since_ns = driver.clock_ns()
@@ -295,6 +297,7 @@ class LocalReplica:
             self._leading_since = self._ticks
             self._proposed_at.clear()
             self._is_settled = False
+            self._dead_voters = None
             self._upkeep()
         if change.leader != self._leader:
             self._leader = change.leader
@@ -336,6 +339,7 @@ class LocalReplica:
         for activation in due:
             self._propose_patiently(f"activate/{activation.fsm_name}", activation)
         self._promote_learners()
+        self._replace_dead_voter()
         if not self._is_settled and self._plugins_are_up(is_announced and not due):
             self._is_settled = True
             self.driver.wake()
@@ -393,6 +397,37 @@ class LocalReplica:
                     # Leadership is being handed over, or too much is uncommitted: at a later tick.
                     _log.debug("learners are not promoted yet: %s", refused)
                 return
+
+    def _replace_dead_voter(self) -> None:
+        """Not heard for half a minute: a learner that has caught up votes in its place (SAFETY 26)."""
+        raft, now_ns = self.driver.raft, self.driver.clock_ns()
+        membership: Membership = raft.membership
+        if not membership.learners:
+            self._dead_voters = None  # nobody to take a place: whoever is quiet is counted from when there is
+            return
+        if self._dead_voters is None:
+            self._dead_voters = DeadVoters(now_ns)
+        for member, progress in raft.status().progress.items():
+            if progress.is_recently_active:
+                self._dead_voters.heard(member, now_ns)
+        if membership.is_joint or self._has_pending_change():
+            return
+        caught_up = [m for m in sorted(membership.learners) if self._has_caught_up(m)]
+        found = self._dead_voters.choose(now_ns, self.me, membership.voters, caught_up, self._domain_of)
+        if found is None:
+            return
+        steps = (Step(StepKind.ADD_VOTER, found.by), Step(StepKind.ADD_LEARNER, found.dead))
+        try:
+            self.driver.propose_change(MembershipChange(steps))
+        except MembershipChangeRefused as refused:
+            _log.debug("a dead voter is not replaced yet: %s", refused)
+            return
+        self._dead_voters.replaced(now_ns)
+        _log.warning("%s was not heard for a while: %s votes in its place", found.dead.peer_id, found.by.peer_id)
+
+    def _domain_of(self, member: Member) -> Domain:
+        row = self.machine.system.replicas.get(member.peer_id)
+        return (member.peer_id, "") if row is None else (row.machine_id, row.disk)
 
     def _plugins_are_up(self, is_done: bool) -> bool:
         """Before nobody's commands are taken: they would be refused for want of a plugin that is on its way.
