@@ -12,7 +12,7 @@ import anyio
 import pytest
 from click.testing import CliRunner
 
-from tauraft import Cluster, errors, hookimpl
+from tauraft import Client, Cluster, errors, hookimpl
 from tauraft.cli.main import root
 from tauraft.commands import Put
 from tauraft.discovery.discovery import Found
@@ -22,7 +22,7 @@ from tauraft.storage.segment_log import SegmentLog
 from tauraft.testing import MemoryCluster
 from tauraft.transport.memory import MemoryNetwork
 from tauraft.types import Compare
-from tests.watch.board import Board  # an FSM with messages of its own
+from tests.watch.board import Board, Pin  # an FSM with messages of its own
 
 WAIT_S = 20.0
 
@@ -196,6 +196,29 @@ def test_a_plugin_that_cannot_say_has_not_agreed() -> None:
         with pytest.raises(errors.Refused):
             cluster.kv.put("k", b"v")
         assert cluster.kv.get("k") is None
+
+
+@pytest.mark.middle
+def test_clients_that_come_over_a_stream_are_asked_about_alike(tmp_path: Path) -> None:
+    gate, room = Gate("submit:tauraft.kv/Put", "watch:", "call:sql"), MemoryRoom()
+    data_dir = tmp_path / "node"
+    with (
+        Cluster("/raft/room", data_dir=data_dir, force_bootstrap=True, preset="local", plugins=[gate, room]) as cluster,
+        Client("/raft/room", data_dir=data_dir) as client,
+    ):
+        for use in (
+            lambda: client.kv.put("k", b"v"),
+            lambda: client.transaction(Put("k", b"v")),
+            lambda: client.kv.transaction(then=[Put("k", b"v")]),
+            lambda: client.kv.watch("k").__enter__(),
+            lambda: client.sql("SELECT 1"),
+        ):
+            with pytest.raises(errors.Refused) as refused:
+                use()
+            assert refused.value.code == "not-authorized"
+        assert client.kv.get("k") is None
+        assert client.counter("c").add() == 1
+        assert (cluster.peer_id, "submit:tauraft.counters/Add") in gate.asked
 
 
 # ---- discovery and transport ----
@@ -451,6 +474,28 @@ def test_a_plugin_that_does_not_fit_is_refused_by_name(plugin: object, says: str
     with pytest.raises(errors.InvalidOption, match=says) as told:
         MemoryCluster(plugins=[plugin]).start()
     assert type(plugin).__name__ in str(told.value)
+
+
+def test_an_installed_plugin_that_cannot_be_imported_is_named_and_may_be_left_out(
+    installed: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed("acme_torn", "import nothing_of_that_name")
+    with pytest.raises(errors.PluginMissing, match="repair or uninstall acme_torn") as told:
+        MemoryCluster().start()
+    assert told.value.package == "acme_torn"
+    monkeypatch.setenv("TAURAFT_PLUGIN_AUTOLOAD", "0")
+    with MemoryCluster(plugins=[Board]) as cluster:
+        assert cluster.submit(Pin("n", "text")) > 0
+        with pytest.raises(errors.InvalidCommand):
+            cluster.kv.put("k", b"v")
+
+
+def test_two_plugins_of_one_state_machine_and_version_are_told_apart_by_name() -> None:
+    class Other(FSM, name=Board.fsm_name, version=Board.version):
+        pass
+
+    with pytest.raises(errors.InvalidOption, match=r"both bring acme\.board version 1"):
+        MemoryCluster(plugins=[Board, Other]).start()
 
 
 def test_state_machines_come_by_hook_module_or_class() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from tauraft.command_protocol import Attached, Opened
+import pytest
+
+from tauraft import errors
+from tauraft.command_protocol import Attached, Failed, Opened
 from tauraft.session import NEVER, Session, State
 
 S = 1_000_000_000
@@ -49,3 +52,22 @@ def test_a_closed_session_asks_for_no_more_wake_ups() -> None:
     session = opened_session(now)
     session.stop()
     assert session.next_deadline() == NEVER
+
+
+@pytest.mark.parametrize("is_sent_again", [False, True])
+def test_who_is_refused_when_he_asks_again_may_have_been_let_in_before(is_sent_again: bool) -> None:
+    """By another replica, or another policy: then it is not certain that nothing happened."""
+    session = opened_session([S])
+    told: list[BaseException | None] = []
+    session.submit(
+        b"", None, waits=False, timeout_ns=None, plain_timeout_ns=10 * S, done=lambda data, error: told.append(error)
+    )
+    if is_sent_again:
+        session.link_down()
+        session.link_up(Link())
+        session.received(Attached(7, 1))
+    session.received(Failed(0, 7, 1, errors.encode(errors.Refused("not-authorized", "you may not"))))
+    (error,) = told
+    assert isinstance(error, errors.Unavailable if is_sent_again else errors.Refused)
+    assert error.outcome == ("unknown" if is_sent_again else "not-applied")
+    assert "you may not" in str(error)
