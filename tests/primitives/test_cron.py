@@ -607,6 +607,22 @@ def test_a_leaders_process_with_its_hands_full_is_waited_for() -> None:
     assert own.run()
 
 
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_leaders_process_that_goes_is_not_waited_for_any_longer(leaves: bool) -> None:
+    replica = Harness(Cron)
+    declare(replica, run_on="leader")
+    own = Runner(replica, "job", is_own=True)
+    own.session.withdraw(own.served)  # it hangs between two waits
+    other = Runner(replica, "job", peer="follower")
+    replica.advance(10)
+    assert not other.has_one
+    if leaves:
+        own.register("another")
+    else:
+        own.session.end()
+    assert other.run()
+
+
 def test_any_runs_on_any_and_a_group_on_those_who_call_themselves_so() -> None:
     replica = Harness(Cron)
     declare(replica, run_on="workers")

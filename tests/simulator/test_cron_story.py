@@ -41,8 +41,9 @@ class Story:
         await world.wait_for_leader()
         async with world.client(ttl_s=1e6) as operator, trio.open_nursery() as others:
             await operator.opened()
-            for name in self.names:
-                await operator.submit(Declare(name, read_spec("@every 1s"), Policy(run_on="any")), 60.0)
+            for number, name in enumerate(self.names):
+                policy = Policy(run_on="any", misfire="all" if number % 2 else "latest")
+                await operator.submit(Declare(name, read_spec("@every 1s"), policy), 60.0)
             for _ in range(4):
                 others.start_soon(self.employ, world)
             others.start_soon(self.step_clocks, world)

@@ -188,9 +188,11 @@ class Cron(FSM, name=CRON, version=1):
         before = self.runners.get(session)
         if before is None and not jobs:
             return
+        had = () if before is None else self.crews[before.crew]
         ticket = None if before is None else self._unregister(session, before)
         if not jobs:
             self._drop_owed(session, context)
+            self._settle_stuck(had, context)
             if ticket is not None:
                 context.answer(ticket, InvalidCommand("nothing is registered any more; nothing is held"))
             return
@@ -206,7 +208,7 @@ class Cron(FSM, name=CRON, version=1):
         if ticket is not None:
             self._be_idle(session, ticket)
         # A tick for all that nobody could take counts a runner that is registered, idle or not.
-        self._settle_stuck(crew, context)
+        self._settle_stuck(tuple(sorted({*had, *jobs})), context)
 
     @applies(Serve)
     def serve(self, command: Serve, context: Context) -> Ticket[Assigned]:
@@ -224,7 +226,7 @@ class Cron(FSM, name=CRON, version=1):
         self._be_idle(session, ticket)
         self._pay(session, context)
         if session in self.waiting:
-            self._settle_stuck(runner.crew, context)
+            self._settle_stuck(self.crews[runner.crew], context)
         return ticket
 
     @withdraws(Serve)
@@ -242,6 +244,7 @@ class Cron(FSM, name=CRON, version=1):
     @session_ended
     def lose_runner(self, session: int, context: Context) -> None:
         runner = self.runners.get(session)
+        jobs = () if runner is None else self.crews[runner.crew]
         if runner is not None:
             self._unregister(session, runner)
         for token in self._tokens_of(session):
@@ -250,6 +253,7 @@ class Cron(FSM, name=CRON, version=1):
             else:
                 self._give_back(token, context)
         self._drop_owed(session, context)
+        self._settle_stuck(jobs, context)  # what waited for this very one waits for it no longer
 
     # ---- a run, from its start to its end ----
 
@@ -531,14 +535,9 @@ class Cron(FSM, name=CRON, version=1):
             self._assign(session, job, at, 0, False, context)
         self.stuck.pop(job, None)
 
-    def _settle_stuck(self, crew: int, context: Context) -> None:
-        """Somebody of ``crew`` came: what waited for that?"""
-        jobs = self.crews[crew]
-        if len(self.stuck) < len(jobs):
-            waiting = [job for job in self.stuck if (job, crew) in self.crews_of]
-        else:
-            waiting = [job for job in jobs if job in self.stuck]
-        for job in waiting:
+    def _settle_stuck(self, jobs: tuple[str, ...], context: Context) -> None:
+        """Somebody who runs these jobs, in order, came or went: what waited for that?"""
+        for job in [job for job in jobs if job in self.stuck] if self.stuck else ():
             self._settle(job, context)
 
     def _choose(self, job: str, run_on: str, leader: str) -> int | None:
