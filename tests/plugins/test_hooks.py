@@ -316,10 +316,25 @@ def test_nodes_find_and_reach_each_other_by_what_a_plugin_brings() -> None:
     }
 
 
+@pytest.mark.middle
 def test_a_peer_that_a_plugin_refuses_does_not_join() -> None:
-    room = MemoryRoom(Gate("join"))
-    with pytest.raises(errors.NoLeader):
-        in_the_room(room).start(timeout=0.5)
+    gate = Gate("join")
+    room = MemoryRoom(gate)
+    ended: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            in_the_room(room).start(timeout=3)
+        except errors.TauraftError as error:
+            ended.append(error)
+
+    starting = [threading.Thread(target=start) for _ in range(2)]
+    for thread in starting:
+        thread.start()
+    for thread in starting:
+        thread.join(WAIT_S)
+    assert len(ended) == 2
+    assert len({peer for peer, action in gate.asked if action == "join"}) == 2, "they met, and were refused"
 
 
 @pytest.mark.parametrize(("option", "value"), [("discovery", ["acme.nowhere"]), ("storage", "acme.nowhere")])
