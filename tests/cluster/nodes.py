@@ -31,14 +31,16 @@ class Nodes:
         self._opened.append(cluster)
         return cluster
 
-    def start(self, *names: str, delays_s: Sequence[float] = (), **options: Any) -> list[tauraft.Cluster]:
+    def start(
+        self, *names: str, delays_s: Sequence[float] = (), patience_s: float = 40, **options: Any
+    ) -> list[tauraft.Cluster]:
         """All at once, or each after its delay."""
         made = [self.make(name, **options) for name in names]
         delays = dict(zip(names, delays_s, strict=False))
 
         def begin(name: str, cluster: tauraft.Cluster) -> None:
             time.sleep(delays.get(name, 0.0))
-            cluster.start(timeout=40)
+            cluster.start(timeout=patience_s)
 
         with ThreadPoolExecutor(len(made)) as threads:
             for done in [threads.submit(begin, *pair) for pair in zip(names, made, strict=True)]:
