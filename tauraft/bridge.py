@@ -432,6 +432,37 @@ class SignalState:
         return self.is_set
 
 
+class Bodies:
+    """How many blocks are being run that are cut short when what they hold is lost. From any thread."""
+
+    def __init__(self, post: Post) -> None:
+        self._count = 0
+        self._lock = allocate_lock()
+        self._post = post
+        self._gone: Any = None
+
+    def begin(self) -> None:
+        with self._lock:
+            self._count += 1
+
+    def end(self) -> None:
+        with self._lock:
+            self._count -= 1
+            gone = self._gone if self._count == 0 else None
+        if gone is not None:
+            self._post(lambda _: gone.set(), None)
+
+    async def have_ended(self) -> None:
+        """In the engine's loop."""
+        import trio
+
+        with self._lock:
+            if self._count == 0:
+                return
+            gone = self._gone = trio.Event()
+        await gone.wait()
+
+
 class Feed:
     """Things that the engine puts and callers take, in order, until it ends. Whoever puts sees to it that few wait.
 

@@ -21,7 +21,7 @@ import msgpack
 import trio
 
 from tauraft import engine, errors
-from tauraft.bridge import Completions, Feed, Mailbox, Reply, SignalState, mailbox_here, run_apart
+from tauraft.bridge import Bodies, Completions, Feed, Mailbox, Reply, SignalState, mailbox_here, run_apart
 from tauraft.client import Connector, Dialer
 from tauraft.command_protocol import PROTOCOL_VERSION, Hello
 from tauraft.engine import Engine
@@ -35,6 +35,7 @@ from tauraft.watch import WINDOW_BYTES, Subscription, WatchRequest
 R = TypeVar("R")
 
 CLOSE_TIMEOUT_S: Final = 5.0
+BODIES_TIMEOUT_S: Final = 1.0
 _NEW, _STARTING, _RUNNING, _CLOSED = "new", "starting", "running", "closed"
 
 
@@ -118,11 +119,18 @@ class EngineTenure:
         self._awaits = True
         self._caller.post_if_open(self._await, (encode_message(command), command))
 
+    def body_begins(self) -> None:
+        self._caller.bodies.begin()
+
+    def body_ended(self) -> None:
+        self._caller.bodies.end()
+
     def _await(self, arguments: tuple[bytes, Command[Any]]) -> None:
         if self._has_ended or self.state.is_set:
             return
 
         def done(data: bytes | None, error: BaseException | None) -> None:
+            self._awaited = None
             if error is None or isinstance(error, errors.Refused):
                 self._lose()
 
@@ -202,6 +210,7 @@ class _CallerCore:
             None
         )  # lost with the session, or given back by closing: nothing is held from here on
         self._standing = RaftStanding(False, SignalState(None))
+        self.bodies = Bodies(self.post_if_open)
         self._closing: trio.Event | None = None
         self._opened: list[Reply] = []
         self._plain_ns = int(timeout * 1e9)
@@ -436,6 +445,9 @@ class _CallerCore:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.connector.run)
                 await self._closing.wait()
+                # Told already. Whoever does not end in time has its token against it, as when it is asleep.
+                with trio.move_on_after(BODIES_TIMEOUT_S):
+                    await self.bodies.have_ended()
                 await self._end_session()
                 nursery.cancel_scope.cancel()
 

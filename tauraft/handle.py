@@ -165,6 +165,12 @@ class Tenure(Protocol):
     def lose_when(self, command: Command[Any]) -> None:
         """Count it out when ``command``, which waits, is answered or refused. Withdrawn when it was given back before."""
 
+    def body_begins(self) -> None:
+        """What is cut short when this is lost begins: closing gives it a moment to end before others get what it held."""
+
+    def body_ended(self) -> None:
+        """It has come to its end, however."""
+
 
 @dataclass(frozen=True, slots=True)
 class RaftStanding:
@@ -456,12 +462,15 @@ class AsyncLossGuard:
         self._scope.__enter__()
         cancel = mailbox_here().caller_of(self._scope.cancel)
         for tenure in self._tenures:
+            tenure.body_begins()
             tenure.state.add_hook(cancel)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
+        for tenure in self._tenures:
+            tenure.body_ended()
         swallowed = bool(self._scope.__exit__(kind, error, trace))
         self.was_cut = bool(self._scope.cancelled_caught)
         return swallowed

@@ -14,6 +14,7 @@ from linecache import getline
 from types import CodeType, FrameType
 from typing import Any
 
+import anyio
 import pytest
 import trio
 
@@ -22,6 +23,7 @@ from tauraft._blocking.primitives import Primitives
 from tauraft.primitives import AsyncPrimitives
 from tauraft_plugins.barriers.doubles import DoubleBarriers
 from tauraft_plugins.fencing.fsm import HOLDERS
+from tauraft_primitives.partitions.handle import AsyncPartitioner
 from tests.client.test_facade import awaited, blocking, wait_until
 from tests.session.machine_replica import MachineHost
 
@@ -139,14 +141,64 @@ def joining(cluster: Any, *, alone: bool = False) -> Any:
     return Steps(lambda timeout: awaited_without_member(cluster))
 
 
+class Sharing:
+    """A worker joins, takes the only partition, gives it back and leaves: what stayed would be nobody else's."""
+
+    def __init__(self, cluster: Any) -> None:
+        self._mine = cluster.partitioner("p", 1)
+        self._partition: Any = None
+
+    def __enter__(self) -> None:
+        self._mine.__enter__()
+        try:
+            self._partition = self._mine.next().__enter__()
+        except BaseException as error:
+            self._mine.__exit__(type(error), error, None)
+            raise
+
+    def __exit__(self, *exc: Any) -> None:
+        try:
+            self._partition.__exit__(*exc)
+        finally:
+            self._mine.__exit__(*exc)
+
+    async def __aenter__(self) -> None:
+        await self._mine.__aenter__()
+        try:
+            self._partition = await (await self._mine.next()).__aenter__()
+        except BaseException as error:
+            await self._mine.__aexit__(type(error), error, None)
+            raise
+
+    async def __aexit__(self, *exc: Any) -> None:
+        try:
+            await self._partition.__aexit__(*exc)
+        finally:
+            await self._mine.__aexit__(*exc)
+
+    def acquire(self, timeout: float) -> Any:
+        """All of it, as another has it when nothing stayed behind."""
+        return self._taken() if isinstance(self._mine, AsyncPartitioner) else self._taken_blocking()
+
+    def _taken_blocking(self) -> Any:
+        wait_until("nobody works", lambda: not self._mine.info().workers, 1)
+        return Steps(lambda timeout: None)
+
+    async def _taken(self) -> Any:
+        async def nothing() -> None: ...
+
+        with anyio.fail_after(1):
+            while (await self._mine.info()).workers:
+                await anyio.sleep(0.001)
+        return Steps(lambda timeout: nothing(), lambda exc: nothing())
+
+
 def without_member(cluster: Any) -> Any:
     wait_until("nobody stays in", lambda: not cluster.group("g").members(), 1)
     return Steps(lambda timeout: None)
 
 
 async def awaited_without_member(cluster: Any) -> Any:
-    import anyio
-
     async def nothing() -> None: ...
 
     with anyio.fail_after(1):
@@ -167,6 +219,7 @@ KINDS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "double barrier": (lambda c: c.double_barrier("d", 1), meeting),
     "once": (doing, lambda c: doing(c, again=True)),
     "member": (joining, lambda c: joining(c, alone=True)),
+    "partition": (Sharing, Sharing),
     "leadership": (lambda c: c.leadership("e"), leading),
     "raft": (lambda c: c.raft_leadership(), lambda c: leading(c, "tauraft.raft")),
 }

@@ -231,6 +231,45 @@ async def test_a_term_that_is_lost_cancels_its_body(
 
 
 @on_both_loops
+async def test_closing_lets_main_end_before_another_starts(
+    host: MachineHost, sleep: Callable[[float], Awaitable[None]]
+) -> None:
+    story: list[str] = []
+    async with awaited(host) as other:
+        doomed = await awaited(host).start()
+
+        async def main(term: tauraft.AsyncTerm) -> None:
+            try:
+                story.append("leads")
+                await sleep(60)
+            finally:
+                # What it does at its end takes a while, shielded or not awaiting: the loop is not asked meanwhile.
+                threading.Event().wait(0.1)
+                story.append("has ended")
+
+        async def lead() -> None:
+            with pytest.raises(errors.LeadershipLost):
+                await doomed.election("x").run(main)
+
+        def stand() -> None:
+            with blocking(host) as third:
+                third.election("x").run(lambda term: story.append("the next"))
+
+        async def close() -> None:
+            while not story:
+                await sleep(0.005)
+            waits = InThread(stand)
+            while not (await other.election("x").info()).candidates:
+                await sleep(0.005)
+            await doomed.close()
+            while waits.is_alive():
+                await sleep(0.005)
+
+        await all_of(lead, close)
+    assert story == ["leads", "has ended", "the next"]
+
+
+@on_both_loops
 async def test_transfer_from_another_task_cuts_the_body_first(
     host: MachineHost, sleep: Callable[[float], Awaitable[None]]
 ) -> None:
