@@ -39,7 +39,7 @@ def test_jobs_are_put_seen_triggered_watched_paused_and_deleted(shell: Shell) ->
         assert (told["job"], told["state"]) == ("report", "FIRED") or told["state"] == "SKIPPED"
     finally:
         watching.send_signal(signal.SIGINT)
-        watching.communicate(timeout=20)
+        watching.communicate(timeout=60)
 
     assert shell.json("cron", "pause", "report") == {"name": "report", "paused": True}
     assert shell.json("cron", "resume", "report") == {"name": "report", "paused": False}
