@@ -17,6 +17,7 @@ WORKERS = 8
 JOIN = """
 [cluster.cron("@every 1s", name="job", run_on="any")(
     lambda tick: kept.setdefault("ran", []).append(tick.scheduled_at.isoformat())),
+ cluster.cron(None, name="led")(lambda tick: kept.setdefault("led", []).append(tick.attempt)),
  cluster.cron(None, name="hangs")(
     lambda tick: kept.setdefault("hung", []).append(tick.attempt) or (tick.attempt == 1 and tick.lost.wait(60)))] and None
 """.replace("\n", " ")
@@ -27,6 +28,7 @@ def test_of_eight_identical_processes_one_runs_a_tick_and_another_does_when_it_i
     for worker in workers:
         worker.answer(60)
     workers[0].ask('cluster.schedules.put("hangs", "@every 52w", run_on="any") and None')
+    workers[0].ask('cluster.schedules.put("led", "@every 52w", run_on="leader") and None')
     for worker in workers:
         worker.ask(JOIN.strip())
     eventually(lambda: len(ledger(workers[0])) >= 5, "five ticks have run")
@@ -41,6 +43,14 @@ def test_of_eight_identical_processes_one_runs_a_tick_and_another_does_when_it_i
     assert set(Tally(at for one in ran for at in one).values()) == {1}
     assert sum(map(len, ran)) == len(rows)
     assert len([one for one in ran if one]) > 1, "they take turns"
+
+    for _ in range(2):
+        workers[1].ask('cluster.schedules.trigger("led") and None')
+        eventually(lambda: all(row["finished"] for row in ledger(workers[0], "led")), "it has run")
+    led = {worker.pid: worker.ask('kept.get("led", [])') for worker in workers}
+    assert led[workers[0].ask("cluster.status().holder_pid")] == [1, 1], (
+        "the process that holds the leader's replica ran it"
+    )
 
     workers[1].ask('cluster.schedules.trigger("hangs") and None')
 
