@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -14,6 +16,7 @@ from tauraft import errors
 from tauraft._blocking.primitives import Primitives
 from tauraft.types import Owner
 from tauraft_plugins.barriers import tauraft_fsms
+from tauraft_plugins.rates.fsm import Rates
 from tests.client.test_election_facade import all_of, end_session, on_both_loops
 from tests.client.test_facade import awaited, blocking, wait_until
 from tests.client.test_holds import InThread
@@ -22,7 +25,7 @@ from tests.session.machine_replica import MachineHost
 
 @pytest.fixture
 def host() -> MachineHost:
-    return MachineHost(tauraft_fsms())
+    return MachineHost([*tauraft_fsms(), Rates])
 
 
 @pytest.fixture
@@ -258,6 +261,65 @@ def test_a_cancelled_wait_breaks_the_barrier_for_the_others(host: MachineHost, l
         trio.run(story)
     else:
         asyncio.run(story())
+
+
+WAITS: dict[str, Callable[[Any], Any]] = {
+    "gate": lambda c: c.gate("w").wait(),
+    "latch": lambda c: c.latch("w", 1).wait(),
+    "double": lambda c: c.double_barrier("w", 2).enter(),
+    "cyclic": lambda c: c.cyclic_barrier("w", 2).wait(),
+    "rate": lambda c: c.rate_limit("w", 0.001, 1).acquire(),
+}
+
+
+def tickets(host: MachineHost) -> int:
+    assert host.replica is not None
+    return sum(len(session.tickets) for session in host.replica.machine.sessions)
+
+
+@pytest.mark.parametrize("kind", WAITS)
+def test_a_wait_cancelled_by_either_loop_or_interrupted_is_withdrawn(host: MachineHost, kind: str) -> None:
+    wait = WAITS[kind]
+
+    async def of_asyncio() -> None:
+        async with awaited(host) as cluster:
+            task = asyncio.ensure_future(wait(cluster))
+            while not tickets(host):
+                await asyncio.sleep(0.001)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            async with asyncio.timeout(1):
+                while tickets(host):
+                    await asyncio.sleep(0.001)
+            if kind == "cyclic":
+                await cluster.cyclic_barrier("w", 2).reset()
+
+    async def of_trio() -> None:
+        async with awaited(host) as cluster, trio.open_nursery() as nursery:
+            nursery.start_soon(wait, cluster)
+            while not tickets(host):
+                await trio.sleep(0.001)
+            nursery.cancel_scope.cancel()
+        assert not tickets(host)
+
+    with blocking(host) as keeps:
+        if kind == "rate":
+            keeps.rate_limit("w", 0.001, 1).acquire()
+        asyncio.run(of_asyncio())
+        trio.run(of_trio)
+        if kind == "cyclic":
+            keeps.cyclic_barrier("w", 2).reset()
+
+        def interrupt() -> None:
+            wait_until("it waits", lambda: tickets(host) > 0)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        interrupts = InThread(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            wait(keeps)
+        interrupts.value()
+        wait_until("it is withdrawn", lambda: not tickets(host), within=1)
 
 
 @pytest.mark.parametrize(
