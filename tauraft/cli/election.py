@@ -65,11 +65,11 @@ def list_(target: Target) -> None:
 
     found: list[ElectionInfo] = []
     with target.client() as client:
-        while True:
-            page = client.query(ListElections(found[-1].name if found else "", PAGE))
-            found += page
-            if len(page) < PAGE:
-                break
+        after: str | None = ""
+        while after is not None:
+            page = client.query(ListElections(after, PAGE))
+            found += page.elections
+            after = page.after
     target.show(
         {"elections": [shown(one) for one in found]}, "\n".join(map(in_words, found)) or "nobody leads anything"
     )

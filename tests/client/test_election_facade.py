@@ -230,6 +230,30 @@ async def test_a_term_that_is_lost_cancels_its_body(
         await doomed.close()
 
 
+def test_what_was_asked_from_another_thread_counts_though_the_body_ends_by_itself(
+    cluster: Primitives, other: Primitives, host: MachineHost
+) -> None:
+    election = cluster.election("x")
+    with blocking(host) as third:
+
+        def main(term: tauraft.Term) -> None:
+            wait_until("both stand", is_waiting(cluster, count=2))
+            InThread(lambda: election.transfer(third.session.id)).value()
+
+        runs = InThread(lambda: election.run(main))
+        wait_until("it leads", lambda: election.leader() is not None)
+        ahead = InThread(lambda: other.election("x").campaign(priority=9))
+        named = InThread(lambda: third.election("x").campaign())
+        try:
+            runs.value()
+        except errors.LeadershipLost:
+            pass  # it was cut before it came to its end
+        term = named.value()
+        assert is_waiting(cluster)(), "whoever is ahead still waits"
+        term.resign()
+        assert ahead.value().token > term.token
+
+
 @on_both_loops
 async def test_closing_lets_main_end_before_another_starts(
     host: MachineHost, sleep: Callable[[float], Awaitable[None]]

@@ -165,8 +165,14 @@ def test_elections_are_listed_by_name(replica: Harness) -> None:
     alice = replica.open()
     for name in ("b", "a", "c"):
         stand(alice, name)
-    assert [info.name for info in replica.query(ListElections())] == ["a", "b", "c"]
-    assert [info.name for info in replica.query(ListElections("a", 1))] == ["b"]
+    page = replica.query(ListElections())
+    assert ([info.name for info in page.elections], page.after) == (["a", "b", "c"], None)
+    page = replica.query(ListElections("a", 1))
+    assert ([info.name for info in page.elections], page.after) == (["b"], "b")
+    for name in ("d", "e"):
+        stand(alice, name, value=b"x" * (1 << 20))
+    page = replica.query(ListElections("c"))
+    assert ([info.name for info in page.elections], page.after) == (["d"], "d"), "no answer is too large to send"
 
 
 def test_it_goes_on_from_a_snapshot(replica: Harness) -> None:

@@ -47,7 +47,7 @@ def replica() -> Harness:
 
 
 def ids(replica: Harness, group: str = "g") -> list[str]:
-    return [member.id for member in replica.query(ListMembers(group))]
+    return [member.id for member in replica.query(ListMembers(group)).members]
 
 
 def test_members_join_say_what_they_are_and_leave(replica: Harness) -> None:
@@ -56,9 +56,9 @@ def test_members_join_say_what_they_are_and_leave(replica: Harness) -> None:
     second = bob.run(Join("g", "b")).value
     made = alice.run(Join("g")).value
     assert ids(replica) == sorted(["a", "b", made.id])
-    assert [member.id for member in replica.query(ListMembers("g", "a", 1))] == ["b"]
+    assert [member.id for member in replica.query(ListMembers("g", "a", 1)).members] == ["b"]
     alice.run(UpdateMember("g", "a", first.token, b"two"))
-    (member, *_) = [member for member in replica.query(ListMembers("g")) if member.id == "a"]
+    (member, *_) = [member for member in replica.query(ListMembers("g")).members if member.id == "a"]
     assert (member.metadata, member.token, member.owner.session) == (b"two", first.token, alice.id)
     with pytest.raises(MemberExists):
         _ = bob.run(Join("g", "a")).value
@@ -91,6 +91,21 @@ def test_a_join_that_its_caller_never_learned_of_is_given_back(replica: Harness)
     assert ids(replica) == ["a"]
     alice.run(GiveBackMember("g", 3))
     assert ids(replica) == []
+
+
+def test_many_members_are_told_in_pages_that_are_not_too_large(replica: Harness) -> None:
+    alice = replica.open()
+    for number in range(40):
+        alice.run(Join("g", f"{number:02}", b"x" * (60 << 10)))
+    told, after = [], ""
+    while True:
+        page = replica.query(ListMembers("g", after))
+        assert sum(len(member.metadata) for member in page.members) <= 1 << 20
+        told += [member.id for member in page.members]
+        if page.after is None:
+            break
+        after = page.after
+    assert told == [f"{number:02}" for number in range(40)]
 
 
 # ---- partitions ----

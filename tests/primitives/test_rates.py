@@ -78,7 +78,7 @@ def test_another_rate_is_a_mismatch_until_it_is_retuned(replica: Harness) -> Non
         with pytest.raises(Mismatch):
             _ = alice.run(command).value
     waits, too_many = alice.run(TakeTokens("r", 1.0, 4)), alice.run(TakeTokens("r", 1.0, 4, 3))
-    alice.run(Retune("r", 10.0, 2))
+    alice.run(Retune("r", 10.0, 2, 1.0, 4))
     with pytest.raises(Mismatch):
         _ = too_many.value
     assert not waits.is_done
@@ -90,6 +90,14 @@ def test_another_rate_is_a_mismatch_until_it_is_retuned(replica: Harness) -> Non
     replica.advance(60)
     alice.run(TryTokens("other", 1.0, 1))
     assert replica.query(AskRate("r")).rate == 10.0  # type: ignore[union-attr]
+
+
+def test_one_that_is_full_is_retuned_all_the_same(replica: Harness) -> None:
+    alice = replica.open()
+    alice.run(Retune("r", 10.0, 2, 1.0, 4))
+    replica.advance(100)
+    tries = [alice.run(TryTokens("r", 1.0, 4)).value for _ in range(3)]
+    assert tries == [True, True, False], "its burst is the new one, for who names the old one too"
 
 
 def test_a_full_bucket_is_forgotten(replica: Harness) -> None:
@@ -135,7 +143,7 @@ def test_it_never_gives_more_than_a_bucket_would(steps: list[tuple[int, int]], r
         lambda: TryTokens("r", 1.0, 0),
         lambda: TryTokens("r", 1.0, 2, 3),
         lambda: TryTokens("r", 1e-6, 1_000_000),
-        lambda: Retune("r", -1.0, 1),
+        lambda: Retune("r", -1.0, 1, 1.0, 1),
     ],
 )
 def test_what_cannot_be_meant_is_refused_when_it_is_made(make: Any) -> None:

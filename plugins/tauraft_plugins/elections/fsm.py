@@ -21,9 +21,11 @@ from tauraft.types import ElectionInfo, Leader, Owner, instant
 from tauraft_primitives.elections.messages import (
     ELECTIONS,
     MAX_LISTED,
+    MAX_LISTED_BYTES,
     AskElection,
     Campaign,
     CampaignStanding,
+    ElectionsPage,
     GetLeader,
     GiveBackTerm,
     Leads,
@@ -147,10 +149,15 @@ class Elections(FSM, name=ELECTIONS, version=1):
         return self._info(query.name)
 
     @answers(ListElections)
-    def elections(self, query: ListElections) -> tuple[ElectionInfo, ...]:
-        beyond = self.terms.range(query.after + "\0" if query.after else None)
-        count = min(query.limit, MAX_LISTED)
-        return tuple(self._info(name) for (name, _), _ in zip(beyond, range(count), strict=False))
+    def elections(self, query: ListElections) -> ElectionsPage:
+        found: list[ElectionInfo] = []
+        size = 0
+        for name, term in self.terms.range(query.after + "\0" if query.after else None):
+            size += len(term.value)
+            if found and (size > MAX_LISTED_BYTES or len(found) >= min(query.limit, MAX_LISTED)):
+                return ElectionsPage(tuple(found), found[-1].name)
+            found.append(self._info(name))
+        return ElectionsPage(tuple(found), None)
 
     @answers(Leads)
     def leads(self, query: Leads) -> bool:

@@ -16,6 +16,7 @@ from tauraft.types import GroupMember
 from tauraft_primitives.groups.messages import (
     GROUPS,
     MAX_LISTED,
+    MAX_LISTED_BYTES,
     GiveBackMember,
     IsMember,
     Join,
@@ -23,6 +24,7 @@ from tauraft_primitives.groups.messages import (
     LeaveGroup,
     ListMembers,
     MemberRow,
+    MembersPage,
     UpdateMember,
 )
 
@@ -84,11 +86,16 @@ class Groups(FSM, name=GROUPS, version=1):
         return token in self.tokens
 
     @answers(ListMembers)
-    def list_members(self, query: ListMembers) -> tuple[GroupMember, ...]:
+    def list_members(self, query: ListMembers) -> MembersPage:
+        found: list[GroupMember] = []
+        size = 0
         low = query.group, query.after + "\0" if query.after else ""
-        found = self.members.range(low, (query.group + "\0", ""))
-        limit = min(query.limit, MAX_LISTED)
-        return tuple(row.member(id_) for ((_, id_), row), _ in zip(found, range(limit), strict=False))
+        for (_, id_), row in self.members.range(low, (query.group + "\0", "")):
+            size += len(row.metadata)
+            if found and (size > MAX_LISTED_BYTES or len(found) >= min(query.limit, MAX_LISTED)):
+                return MembersPage(tuple(found), found[-1].id)
+            found.append(row.member(id_))
+        return MembersPage(tuple(found), None)
 
     @answers(IsMember)
     def is_member(self, query: IsMember) -> bool:

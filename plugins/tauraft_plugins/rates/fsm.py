@@ -94,8 +94,8 @@ class Rates(FSM, name=RATES, version=1):
     @applies(Retune)
     def retune(self, command: Retune, context: Context) -> None:
         name = command.name
-        made_with = (command.rate, command.burst)
-        before = self.buckets.get(name) or Bucket(command.rate, command.burst, made_with, 0, context.revision)
+        old = (command.old_rate, command.old_burst)
+        before = self.buckets.get(name) or Bucket(*old, old, 0, context.revision)
         after = replace(before, rate=command.rate, burst=command.burst)
         missing_ns = max(0, before.full_ns - context.now_ns) * after.period_ns // before.period_ns
         full_ns = context.now_ns + min(missing_ns, after.burst * after.period_ns)

@@ -74,6 +74,8 @@ class Term(Hold):
         """As ``resign``."""
         if self._is_elsewhere():
             self._cut(self._release)
+        elif self._asked and not self._is_released:
+            self._end()  # said when the body has ended
         else:
             super().release()
 

@@ -73,6 +73,8 @@ class AsyncTerm(AsyncHold):
         """As ``resign``."""
         if self._is_elsewhere():
             self._cut(self._release)
+        elif self._asked and not self._is_released:
+            self._end()  # said when the body has ended
         else:
             await super().release()
 

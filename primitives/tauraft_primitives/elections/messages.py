@@ -16,6 +16,7 @@ from tauraft_primitives.locks.messages import Grant, Standing, check_priority, c
 
 ELECTIONS: Final = "tauraft.elections"
 MAX_LISTED: Final = 1_000
+MAX_LISTED_BYTES: Final = 1 << 20  # of values, in one answer, but for a single one
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +102,17 @@ class AskElection(Query[ElectionInfo], fsm=ELECTIONS):
 
 
 @dataclass(frozen=True, slots=True)
-class ListElections(Query[tuple[ElectionInfo, ...]], fsm=ELECTIONS):
-    """Elections that have a leader, after the name ``after``, in the order of their names."""
+class ElectionsPage:
+    """``after``: ask again from there; None: that was all."""
+
+    elections: tuple[ElectionInfo, ...]
+    after: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ListElections(Query[ElectionsPage], fsm=ELECTIONS):
+    """Elections that have a leader, after the name ``after``, in the order of their names; fewer than ``limit`` where
+    their leaders' values are large."""
 
     after: str = ""
     limit: int = 100

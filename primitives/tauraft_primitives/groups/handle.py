@@ -23,7 +23,6 @@ from tauraft.handle import (
 )
 from tauraft.types import Bytes, GroupInfo, GroupMember, Owner
 from tauraft_primitives.groups.messages import (
-    MAX_LISTED,
     MEMBERS,
     GiveBackMember,
     IsMember,
@@ -78,11 +77,12 @@ class AsyncGroup:
     async def members(self) -> tuple[GroupMember, ...]:
         """Who is there, in the order of their ids."""
         found: list[GroupMember] = []
-        while True:
-            page = await self._holder.query(ListMembers(self.name, found[-1].id if found else ""))
-            found += page
-            if len(page) < MAX_LISTED:
-                return tuple(found)
+        after: str | None = ""
+        while after is not None:
+            page = await self._holder.query(ListMembers(self.name, after))
+            found += page.members
+            after = page.after
+        return tuple(found)
 
     async def info(self) -> GroupInfo:
         return GroupInfo(self.name, await self.members())

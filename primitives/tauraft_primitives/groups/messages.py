@@ -15,7 +15,8 @@ from tauraft_primitives.checks import check_name, check_value
 
 GROUPS: Final = "tauraft.groups"
 MAX_METADATA_BYTES: Final = 64 << 10
-MAX_LISTED: Final = 200
+MAX_LISTED: Final = 1_000
+MAX_LISTED_BYTES: Final = 1 << 20  # of metadata, in one answer
 NOBODY: Final = Owner(0, "", "", 0)
 
 
@@ -84,8 +85,16 @@ class GiveBackMember(Command[None], fsm=GROUPS):
 
 
 @dataclass(frozen=True, slots=True)
-class ListMembers(Query[tuple[GroupMember, ...]], fsm=GROUPS):
-    """Members after the id ``after``, in the order of their ids."""
+class MembersPage:
+    """``after``: ask again from there; None: that was all."""
+
+    members: tuple[GroupMember, ...]
+    after: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ListMembers(Query[MembersPage], fsm=GROUPS):
+    """Members after the id ``after``, in the order of their ids; fewer than ``limit`` where their metadata is large."""
 
     group: str
     after: str = ""

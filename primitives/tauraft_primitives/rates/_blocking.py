@@ -47,7 +47,7 @@ class RateLimit:
     def retune(self, rate: float, burst: int) -> None:
         """From now on it has this rate and burst, for everyone; handles that name the old ones go on."""
         check_bucket(rate, burst)
-        self._holder.submit(Retune(self.name, float(rate), burst))
+        self._holder.submit(Retune(self.name, float(rate), burst, self._rate, self._burst))
         self._rate, self._burst = float(rate), burst
 
     def info(self) -> RateInfo:

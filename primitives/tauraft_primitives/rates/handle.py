@@ -46,7 +46,7 @@ class AsyncRateLimit:
     async def retune(self, rate: float, burst: int) -> None:
         """From now on it has this rate and burst, for everyone; handles that name the old ones go on."""
         check_bucket(rate, burst)
-        await self._holder.submit(Retune(self.name, float(rate), burst))
+        await self._holder.submit(Retune(self.name, float(rate), burst, self._rate, self._burst))
         self._rate, self._burst = float(rate), burst
 
     async def info(self) -> RateInfo:

@@ -70,15 +70,18 @@ class TryTokens(Command[bool], fsm=RATES):
 
 @dataclass(frozen=True, slots=True)
 class Retune(Command[None], fsm=RATES):
-    """From now on the bucket has this rate and burst, for everyone."""
+    """From now on the bucket has this rate and burst, for everyone; who names the old ones goes on."""
 
     name: str
     rate: float
     burst: int
+    old_rate: float
+    old_burst: int
 
     def __post_init__(self) -> None:
         check_name(self.name)
         check_bucket(self.rate, self.burst)
+        check_bucket(self.old_rate, self.old_burst)
 
 
 @dataclass(frozen=True, slots=True)
