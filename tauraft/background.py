@@ -18,6 +18,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    import anyio
     import trio
 
 _log: Final = logging.getLogger("tauraft.background")
@@ -32,6 +33,7 @@ class AsyncTasks:
         self._tasks: set[asyncio.Task[object]] = set()
         self._scopes: dict[trio.CancelScope, trio.lowlevel.Task | None] = {}
         self._left: trio.Event | None = None
+        self._unsettled: list[anyio.Event] = []
         self.is_closed = False
 
     @property
@@ -64,6 +66,27 @@ class AsyncTasks:
                     self._left.set()
 
         trio.lowlevel.spawn_system_task(run)
+
+    def soon(self, work: Work, *arguments: Any) -> None:
+        """As ``start``, and ``settled`` waits for it. The twin has done it when it returns, and raises what it raises."""
+        import anyio
+
+        ended = anyio.Event()
+        self._unsettled.append(ended)
+
+        async def run() -> None:
+            try:
+                await work(*arguments)
+            finally:
+                self._unsettled.remove(ended)
+                ended.set()
+
+        self.start(run)
+
+    async def settled(self) -> None:
+        """Until all that was begun with ``soon`` has ended."""
+        while self._unsettled and not self.is_closed:
+            await self._unsettled[0].wait()
 
     async def pause(self, seconds: float) -> None:
         """Let time pass; cut short by ``stop``."""
@@ -145,6 +168,12 @@ class Tasks:
                 return
             self._threads.add(thread)
         thread.start()
+
+    def soon(self, work: Callable[..., object], *arguments: Any) -> None:
+        work(*arguments)
+
+    def settled(self) -> None:
+        pass
 
     def pause(self, seconds: float) -> None:
         self._closing.wait(seconds)

@@ -234,7 +234,7 @@ class AsyncPrimitives:
     @property
     def schedules(self) -> AsyncSchedules:
         """The jobs of the cluster, and the ledger of their ticks."""
-        return AsyncSchedules(self)
+        return AsyncSchedules(self, self._cron)
 
     def cron(
         self,

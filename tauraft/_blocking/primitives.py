@@ -235,7 +235,7 @@ class Primitives:
     @property
     def schedules(self) -> Schedules:
         """The jobs of the cluster, and the ledger of their ticks."""
-        return Schedules(self)
+        return Schedules(self, self._cron)
 
     def cron(
         self,

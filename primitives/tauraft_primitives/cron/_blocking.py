@@ -20,6 +20,7 @@ from datetime import datetime
 from typing import Any, Final, TypeVar
 
 from tauraft import errors
+from tauraft.fsm import Command, Query
 from tauraft.handle import (
     Calls,
     Here,
@@ -60,6 +61,7 @@ from tauraft_primitives.cron.messages import (
 from tauraft_primitives.cron.specs import read_spec
 
 F = TypeVar("F", bound=Callable[..., Any])
+R = TypeVar("R")
 
 logger: Final = logging.getLogger("tauraft.cron")
 MAX_AT_ONCE: Final = 100  # ticks of this process; the next one is not asked for before one of them has ended
@@ -91,10 +93,14 @@ class Tick:
 
 
 class Schedules:
-    """The jobs of a cluster, and what became of their ticks. Made without I/O; may be shared by tasks and threads."""
+    """The jobs of a cluster, and what became of their ticks. Made without I/O; may be shared by tasks and threads.
 
-    def __init__(self, holder: Holder) -> None:
+    ``cron``: the functions of the same facade, whose declarations come first.
+    """
+
+    def __init__(self, holder: Holder, cron: Cron | None = None) -> None:
         self._holder = holder
+        self._cron = cron
 
     def put(
         self,
@@ -121,40 +127,40 @@ class Schedules:
         policy = Policy(
             run_on, delivery, misfire, grace, overlap, retries, backoff, timeout, jitter, gap, repeat
         )  # fmt: skip
-        return self._holder.submit(Declare(name, read_spec(spec, timezone), policy))
+        return self._do(Declare(name, read_spec(spec, timezone), policy))
 
     def get(self, name: str) -> JobInfo | None:
         """None: there is no such job."""
-        return self._holder.query(GetJob(name))
+        return self._ask(GetJob(name))
 
     def list(self) -> Sequence[JobInfo]:
         """All jobs, by name."""
         found: list[JobInfo] = []
         while True:
-            page = self._holder.query(ListJobs(found[-1].name if found else "", MAX_PAGE))
+            page = self._ask(ListJobs(found[-1].name if found else "", MAX_PAGE))
             found += page
             if len(page) < MAX_PAGE:
                 return found
 
     def pause(self, name: str) -> None:
         """Nothing is due until ``resume``, and what would have been is not made up for. What runs goes on. Raises ``Refused``."""
-        self._holder.submit(Pause(name, True))
+        self._do(Pause(name, True))
 
     def resume(self, name: str) -> None:
         """Raises ``Refused`` where there is no such job."""
-        self._holder.submit(Pause(name, False))
+        self._do(Pause(name, False))
 
     def trigger(self, name: str) -> TickRow:
         """One tick now, besides the schedule; ``overlap`` holds for it too. Raises ``Refused``."""
-        return self._holder.submit(Trigger(name))
+        return self._do(Trigger(name))
 
     def delete(self, name: str) -> bool:
         """What runs goes on to its end, and the ledger keeps its rows. False: there was no such job."""
-        return self._holder.submit(Delete(name))
+        return self._do(Delete(name))
 
     def next(self, name: str, n: int = 1) -> Sequence[datetime]:
         """The next ``n`` moments it is due at, before jitter; fewer where there are no more. Raises ``Refused``."""
-        return self._holder.query(NextTicks(name, n))
+        return self._ask(NextTicks(name, n))
 
     def history(self, name: str, n: int = 100) -> Sequence[TickRow]:
         """Its last ``n`` ticks, newest first; also of a job that was deleted."""
@@ -162,11 +168,21 @@ class Schedules:
         found: list[TickRow] = []
         before: int | None = None
         while True:
-            page = self._holder.query(History(name, min(n - len(found), MAX_PAGE), before))
+            page = self._ask(History(name, min(n - len(found), MAX_PAGE), before))
             found += page
             if len(page) < MAX_PAGE or len(found) == n:
                 return found
             before = _micros(found[-1].scheduled_at)
+
+    def _do(self, command: Command[R]) -> R:
+        if self._cron is not None:
+            self._cron.settled()
+        return self._holder.submit(command)
+
+    def _ask(self, query: Query[R]) -> R:
+        if self._cron is not None:
+            self._cron.settled()
+        return self._holder.query(query)
 
 
 class Cron:
@@ -198,7 +214,11 @@ class Cron:
             self._functions[name] = function
             self._undeclared[name] = declare
             if self._has_begun:
-                self._tasks.start(self._join)
+                try:
+                    self._tasks.soon(self._join)
+                except BaseException:
+                    del self._functions[name]
+                    raise
             return function
 
         return decorate
@@ -208,6 +228,10 @@ class Cron:
         self._has_begun = True
         if self._functions:
             self._join()
+
+    def settled(self) -> None:
+        """What was added after the start is declared."""
+        self._tasks.settled()
 
     def stop(self) -> None:
         """The facade is about to close: no tick is begun any more, those that run are told."""

@@ -19,6 +19,7 @@ from datetime import datetime
 from typing import Any, Final, TypeVar
 
 from tauraft import errors
+from tauraft.fsm import Command, Query
 from tauraft.handle import (
     AsyncCalls,
     AsyncHere,
@@ -59,6 +60,7 @@ from tauraft_primitives.cron.messages import (
 from tauraft_primitives.cron.specs import read_spec
 
 F = TypeVar("F", bound=Callable[..., Any])
+R = TypeVar("R")
 
 logger: Final = logging.getLogger("tauraft.cron")
 MAX_AT_ONCE: Final = 100  # ticks of this process; the next one is not asked for before one of them has ended
@@ -90,10 +92,14 @@ class AsyncTick:
 
 
 class AsyncSchedules:
-    """The jobs of a cluster, and what became of their ticks. Made without I/O; may be shared by tasks and threads."""
+    """The jobs of a cluster, and what became of their ticks. Made without I/O; may be shared by tasks and threads.
 
-    def __init__(self, holder: AsyncHolder) -> None:
+    ``cron``: the functions of the same facade, whose declarations come first.
+    """
+
+    def __init__(self, holder: AsyncHolder, cron: AsyncCron | None = None) -> None:
         self._holder = holder
+        self._cron = cron
 
     async def put(
         self,
@@ -120,40 +126,40 @@ class AsyncSchedules:
         policy = Policy(
             run_on, delivery, misfire, grace, overlap, retries, backoff, timeout, jitter, gap, repeat
         )  # fmt: skip
-        return await self._holder.submit(Declare(name, read_spec(spec, timezone), policy))
+        return await self._do(Declare(name, read_spec(spec, timezone), policy))
 
     async def get(self, name: str) -> JobInfo | None:
         """None: there is no such job."""
-        return await self._holder.query(GetJob(name))
+        return await self._ask(GetJob(name))
 
     async def list(self) -> Sequence[JobInfo]:
         """All jobs, by name."""
         found: list[JobInfo] = []
         while True:
-            page = await self._holder.query(ListJobs(found[-1].name if found else "", MAX_PAGE))
+            page = await self._ask(ListJobs(found[-1].name if found else "", MAX_PAGE))
             found += page
             if len(page) < MAX_PAGE:
                 return found
 
     async def pause(self, name: str) -> None:
         """Nothing is due until ``resume``, and what would have been is not made up for. What runs goes on. Raises ``Refused``."""
-        await self._holder.submit(Pause(name, True))
+        await self._do(Pause(name, True))
 
     async def resume(self, name: str) -> None:
         """Raises ``Refused`` where there is no such job."""
-        await self._holder.submit(Pause(name, False))
+        await self._do(Pause(name, False))
 
     async def trigger(self, name: str) -> TickRow:
         """One tick now, besides the schedule; ``overlap`` holds for it too. Raises ``Refused``."""
-        return await self._holder.submit(Trigger(name))
+        return await self._do(Trigger(name))
 
     async def delete(self, name: str) -> bool:
         """What runs goes on to its end, and the ledger keeps its rows. False: there was no such job."""
-        return await self._holder.submit(Delete(name))
+        return await self._do(Delete(name))
 
     async def next(self, name: str, n: int = 1) -> Sequence[datetime]:
         """The next ``n`` moments it is due at, before jitter; fewer where there are no more. Raises ``Refused``."""
-        return await self._holder.query(NextTicks(name, n))
+        return await self._ask(NextTicks(name, n))
 
     async def history(self, name: str, n: int = 100) -> Sequence[TickRow]:
         """Its last ``n`` ticks, newest first; also of a job that was deleted."""
@@ -161,11 +167,21 @@ class AsyncSchedules:
         found: list[TickRow] = []
         before: int | None = None
         while True:
-            page = await self._holder.query(History(name, min(n - len(found), MAX_PAGE), before))
+            page = await self._ask(History(name, min(n - len(found), MAX_PAGE), before))
             found += page
             if len(page) < MAX_PAGE or len(found) == n:
                 return found
             before = _micros(found[-1].scheduled_at)
+
+    async def _do(self, command: Command[R]) -> R:
+        if self._cron is not None:
+            await self._cron.settled()
+        return await self._holder.submit(command)
+
+    async def _ask(self, query: Query[R]) -> R:
+        if self._cron is not None:
+            await self._cron.settled()
+        return await self._holder.query(query)
 
 
 class AsyncCron:
@@ -197,7 +213,11 @@ class AsyncCron:
             self._functions[name] = function
             self._undeclared[name] = declare
             if self._has_begun:
-                self._tasks.start(self._join)
+                try:
+                    self._tasks.soon(self._join)
+                except BaseException:
+                    del self._functions[name]
+                    raise
             return function
 
         return decorate
@@ -207,6 +227,10 @@ class AsyncCron:
         self._has_begun = True
         if self._functions:
             await self._join()
+
+    async def settled(self) -> None:
+        """What was added after the start is declared."""
+        await self._tasks.settled()
 
     def stop(self) -> None:
         """The facade is about to close: no tick is begun any more, those that run are told."""
