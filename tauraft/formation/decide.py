@@ -44,7 +44,7 @@ class DiscovererView:
 class PeerView:
     """A peer this node has heard of. ``report`` None: it has never answered.
 
-    ``is_awaited``: also beyond the window, because it was not asked yet, or is seen to run.
+    ``is_awaited``: though it does not answer, and beyond the window, because it was not asked yet, or is seen to run.
     """
 
     peer_id: str
@@ -64,6 +64,7 @@ class Situation:
     peers: tuple[PeerView, ...] = ()
     discoverers: tuple[DiscovererView, ...] = ()
     defers_to: str | None = None
+    silent_after_s: float = SILENT_AFTER_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,7 @@ def live_undecided(situation: Situation) -> list[PeerReport]:
         peer.report
         for peer in situation.peers
         if peer.report is not None
-        and peer.since_answer_s <= SILENT_AFTER_S
+        and peer.since_answer_s <= situation.silent_after_s
         and peer.report.state in (State.UNDECIDED, State.DECIDING)
     ]
     return sorted(reports, key=lambda report: report.peer_id)
@@ -172,7 +173,7 @@ def _is_member(peer: PeerView) -> bool:
 def _cluster_to_join(situation: Situation) -> JoinCluster | None:
     # Live members first; of two clusters that met, the lower id is the one the other yields to (SAFETY 9).
     found = [
-        (peer.since_answer_s > SILENT_AFTER_S, peer.report.cluster_id, peer.peer_id)
+        (peer.since_answer_s > situation.silent_after_s, peer.report.cluster_id, peer.peer_id)
         for peer in situation.peers
         if peer.report is not None and peer.report.cluster_id is not None and _is_member(peer)
     ]
@@ -202,7 +203,12 @@ def _with_expect(situation: Situation, expect: int, own: Voter) -> Step:
 def _without_expect(situation: Situation, own: Voter) -> Step:
     reports = live_undecided(situation)
     age, window = situation.age_s, situation.options.bootstrap_timeout_s
-    unheard = [peer for peer in situation.peers if peer.report is None and (peer.is_awaited or age < window)]
+    heard = {report.peer_id for report in reports}
+    unheard = [
+        peer
+        for peer in situation.peers
+        if peer.peer_id not in heard and (peer.is_awaited or (peer.report is None and age < window))
+    ]
     author = _author(situation, reports)
     if author != situation.peer_id:
         return DeferTo(author, "a lower peer id among the founders writes the genesis")

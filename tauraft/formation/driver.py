@@ -31,11 +31,14 @@ log = logging.getLogger("tauraft.formation")
 
 ROUND_S = 0.05
 SLOWEST_ROUND_S = 1.0
-ROUND_PER_PEER_S = 0.03  # twenty nodes of one machine that greet each other at every chance do nothing else
+# A greeting costs some milliseconds of processor. Of n nodes n times n/2 pairs greet each other in a round, perhaps all on
+# one machine: twenty that did so at every chance would do nothing else.
+ROUND_PER_PAIR_S = 0.005
+LONGEST_ROUND_S = 5.0
 ANSWER_TIMEOUT_S = 2.0
 SPEAK_AFTER_S = 3.0
 # A handshake costs both ends some ten milliseconds of processor. All at once, none would end in time: a few are tried at a
-# time, after longer pauses when they time out.
+# time, and fewer after longer pauses when they time out.
 STRANGERS_AT_ONCE = 4
 LONGEST_PAUSE_S = 5.0
 LOWER_CALLS_AFTER_S = 0.5
@@ -88,6 +91,7 @@ class _Peer:
     found_at_s: float = 0.0
     asked_at_s: float | None = None
     told: object = None  # what our last report to it said
+    has_refused: bool = False  # it does not admit us, and will not answer
 
 
 _FORMATION: Final = "/~formation"  # "~" is in no namespace, so that this name is nobody else's
@@ -249,7 +253,10 @@ class Formation:
                 self._waiting(reason)
             with anyio.move_on_after(pause_s * self._random.uniform(0.75, 1.25)):
                 await self._heard.wait()
-            pause_s = min(max(pause_s * 1.2, ROUND_PER_PEER_S * len(self._peers)), SLOWEST_ROUND_S)
+            pause_s = max(min(pause_s * 1.2, SLOWEST_ROUND_S), self._least_round_s())
+
+    def _least_round_s(self) -> float:
+        return min(ROUND_PER_PAIR_S * len(self._peers) ** 2, LONGEST_ROUND_S)
 
     async def _perform(self, step: steps.Step) -> Formed | None:
         match step:
@@ -381,7 +388,7 @@ class Formation:
 
     async def _meet(self) -> None:
         """Greet those that were never heard. Apart from the rounds: who is mute must not make the others look silent."""
-        pause_s = ROUND_S
+        pause_s, at_once = ROUND_S, STRANGERS_AT_ONCE
         while True:
             now_s = self._given_s()
             strangers = sorted(
@@ -392,20 +399,22 @@ class Formation:
                 ),
                 key=lambda one: one[:2],
             )
-            if len(strangers) > STRANGERS_AT_ONCE:
+            if len(strangers) > at_once:
                 # Of two that find each other one calls, and the other a little later.
                 strangers = [
                     one
                     for one in strangers
                     if one[1] < self._transport.peer_id or now_s - one[2].found_at_s >= LOWER_CALLS_AFTER_S
-                ][:STRANGERS_AT_ONCE]
+                ][:at_once]
             if self._genesis is None and not self._options.force_bootstrap:
                 async with anyio.create_task_group() as tasks:
                     for _, peer_id, peer in strangers:
                         peer.asked_at_s = now_s
                         tasks.start_soon(self._hello, peer_id, peer.addresses)
-            is_slow = self._given_s() - now_s >= ANSWER_TIMEOUT_S
-            pause_s = min(pause_s * 2, LONGEST_PAUSE_S) if is_slow else ROUND_S
+            if self._given_s() - now_s >= ANSWER_TIMEOUT_S:
+                pause_s, at_once = min(pause_s * 2, LONGEST_PAUSE_S), max(1, at_once // 2)
+            else:
+                pause_s, at_once = ROUND_S, min(at_once + 1, STRANGERS_AT_ONCE)
             await anyio.sleep(pause_s * self._random.uniform(0.5, 1.5))
 
     def _saying(self) -> object:
@@ -430,6 +439,8 @@ class Formation:
                 stream = await self._transport.connect(self._protocol, peer_id=peer_id, addresses=addresses or ())
             except NotAdmitted:
                 self._refused_by = peer_id or ", ".join(addresses or ())
+                if peer_id is not None:
+                    self._peer(peer_id).has_refused = True
                 return None
             except TransportError:
                 return None
@@ -540,8 +551,14 @@ class Formation:
 
     def _situation(self) -> steps.Situation:
         given_s = self._given_s()
+        silent_after_s = max(steps.SILENT_AFTER_S, 3 * self._least_round_s())
+        silent = {
+            peer_id
+            for peer_id, peer in self._peers.items()
+            if peer.report is None or given_s - peer.answered_at_s > silent_after_s
+        }
         running: set[str | None] = set()
-        if any(peer.report is None and peer.asked_at_s is not None for peer in self._peers.values()):
+        if silent and given_s < RUNNING_PATIENCE_S:
             running = {found.peer_id for one in self._discoverers for found in one.look() if found.is_running}
         return steps.Situation(
             self._transport.peer_id,
@@ -555,10 +572,12 @@ class Formation:
                     peer.report,
                     max(given_s - peer.answered_at_s, 0.0),
                     peer.agreed_rounds,
-                    is_awaited=peer.asked_at_s is None or (peer_id in running and given_s < RUNNING_PATIENCE_S),
+                    is_awaited=not peer.has_refused
+                    and (peer_id in running or (peer.report is None and peer.asked_at_s is None)),
                 )
                 for peer_id, peer in sorted(self._peers.items())
             ),
             tuple(steps.DiscovererView(one.name, one.minimum_s) for one in self._discoverers),
             self._defers_to,
+            silent_after_s,
         )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tauraft.formation.decide import (
@@ -61,6 +63,9 @@ def at(*peers: PeerView, age_s: float = 1.0, found_by: tuple[DiscovererView, ...
         pytest.param(at(peer("z"), peer("y")), WriteGenesis, id="all gave their word"),
         pytest.param(at(peer("a", defers_to=None)), DeferTo, id="somebody is lower"),
         pytest.param(at(peer("a", defers_to=None, silent_s=4.0)), StartAlone, id="the lower one is silent"),
+        pytest.param(
+            at(replace(peer("a", silent_s=4.0), is_awaited=True), age_s=10.0), Ask, id="silent, and seen to run"
+        ),
         pytest.param(at(peer("a", age_s=1.0), age_s=9.5), WriteGenesis, id="the lower one is late"),
         pytest.param(at(peer("z", age_s=12.0, defers_to=None)), DeferTo, id="we are late"),
         pytest.param(at(peer("z"), defers_to="z"), WriteGenesis, id="mutual: the lower takes its word back"),
