@@ -176,52 +176,56 @@ class CyclicBarriers(FSM, name=CYCLICS, version=1):
     def _advance(self, name: str, context: Context) -> None:
         while (row := self.barriers[name]).arrived >= row.parties and not row.actor and not row.is_broken:
             complete = list(islice(waiters_of(self.arrivals, name), row.parties))
-            actor = None
-            for index, (key, arrival) in enumerate(complete):
-                self.arrivals[key] = replace(arrival, index=index)
-                if arrival.has_action:
-                    actor = key[1], index, arrival
+            actor = next((place for place in reversed(range(len(complete))) if complete[place][1].has_action), None)
             if actor is None:
                 self._trip(name, row.parties, context)
                 continue
+            for index, (key, arrival) in enumerate(complete):
+                self.arrivals[key] = replace(arrival, index=index)  # some may be lost before they go on
+            (_, revision), arrival = complete[actor]
             act = context.new_revision()
-            self.barriers[name] = replace(row, actor=actor[0], act=act, round_size=row.parties)
-            context.answer(actor[2].ticket, Arrived(actor[1], act))
+            self.barriers[name] = replace(row, actor=revision, act=act, round_size=row.parties)
+            context.answer(arrival.ticket, Arrived(actor, act))
 
     def _trip(self, name: str, size: int, context: Context) -> None:
         """The first ``size`` go on, by one commit; they are who is expected next."""
         row = self.barriers[name]
-        self._forget_members(name)
-        for (_, revision), arrival in list(islice(waiters_of(self.arrivals, name), size)):
-            self._drop(name, revision)
-            self._expect_again(name, arrival.owner)
-            if revision != row.actor:
-                context.answer(arrival.ticket, Arrived(arrival.index))
-        row = self.barriers[name]
-        self.barriers[name] = replace(row, generation=row.generation + 1, actor=0, act=0, round_size=0)
+        expected: dict[int, Expected] = {}
+        for place, (key, arrival) in enumerate(list(islice(waiters_of(self.arrivals, name), size))):
+            session = arrival.ticket.session
+            del self.arrivals[key]
+            del self.by_session[session, name, key[1]]
+            known = expected.get(session)
+            expected[session] = Expected(1 if known is None else known.count + 1, arrival.owner)
+            if key[1] != row.actor:
+                context.answer(arrival.ticket, Arrived(arrival.index if row.actor else place))
+        self._expect_only(name, expected)
+        self.barriers[name] = replace(
+            row, generation=row.generation + 1, arrived=row.arrived - size, actor=0, act=0, round_size=0
+        )
 
     def _give_up(self, name: str, revision: int, context: Context) -> None:
         self._break(name, self.arrivals[name, revision].owner, context, but=revision)
 
     def _break(self, name: str, who: Owner | None, context: Context, *, but: int = 0) -> None:
         """``but``: whose wait is withdrawn, and needs no answer."""
-        actor = self.barriers[name].actor
-        told = list(waiters_of(self.arrivals, name))
-        if told:
-            # They hear of it again if they wait again; when all of them are gone it is forgotten.
-            before = {session: expected for (_, session), expected in self._members_of(name)}
-            self._forget_members(name)
-            for (_, revision), arrival in told:
-                self._drop(name, revision)
-                self._expect_again(name, arrival.owner)
-                if revision not in (actor, but):  # the actor is told when it has acted
-                    context.answer(arrival.ticket, broken(name, who))
-            for session, expected in before.items():
-                known = self.members.get((name, session))
-                if known is None or known.count < expected.count:
-                    self._expect(name, expected)
         row = self.barriers[name]
-        self.barriers[name] = replace(row, is_broken=True, broken_by=who, actor=0, act=0, round_size=0)
+        told = list(waiters_of(self.arrivals, name))
+        waited: dict[int, int] = {}
+        for key, arrival in told:
+            session = arrival.ticket.session
+            waited[session] = waited.get(session, 0) + 1
+            del self.arrivals[key]
+            del self.by_session[session, name, key[1]]
+            # They hear of it again if they wait again; when all of them are gone it is forgotten.
+            known = self.members.get((name, session))
+            if known is None or known.count < waited[session]:
+                self._expect(name, Expected(waited[session], arrival.owner))
+            if key[1] not in (row.actor, but):  # the actor is told when it has acted
+                context.answer(arrival.ticket, broken(name, who))
+        self.barriers[name] = replace(
+            row, is_broken=True, broken_by=who, arrived=row.arrived - len(told), actor=0, act=0, round_size=0
+        )
 
     # ---- small ones ----
 
@@ -243,9 +247,16 @@ class CyclicBarriers(FSM, name=CYCLICS, version=1):
         row = self.barriers[name]
         self.barriers[name] = replace(row, arrived=row.arrived - 1)
 
-    def _expect_again(self, name: str, owner: Owner) -> None:
-        known = self.members.get((name, owner.session))
-        self._expect(name, Expected(1 if known is None else known.count + 1, owner))
+    def _expect_only(self, name: str, expected: dict[int, Expected]) -> None:
+        """Writes what changes: round after round it is mostly the same."""
+        for (_, session), known in self._members_of(name):
+            if expected.get(session) == known:
+                del expected[session]
+            elif session not in expected:
+                del self.members[name, session]
+                del self.memberships[session, name]
+        for left in expected.values():
+            self._expect(name, left)
 
     def _expect(self, name: str, expected: Expected) -> None:
         self.members[name, expected.owner.session] = expected

@@ -193,11 +193,12 @@ class DoubleBarriers(FSM, name=DOUBLES, version=1):
         """Let out whom nobody holds up, then let in who is complete; forget a barrier where nobody is."""
         row = self.barriers[name]
         if row.inside and row.leaving == row.inside:
-            for (_, place), inside in list(waiters_of(self.places, name)):
-                self._drop_place(name, place)
+            for key, inside in list(waiters_of(self.places, name)):
+                del self.places[key]
+                del self.by_session[inside.owner.session, name, key[1]]
                 assert inside.leaving is not None
                 context.answer(inside.leaving, None)
-            row = self.barriers[name]
+            row = self.barriers[name] = replace(row, inside=0, leaving=0, is_broken=False, broken_by=None)
         if row.inside == 0 and row.arrived >= row.parties:
             row = self._let_in(name, row, context)
         if row.inside == 0 and row.arrived == 0:
