@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings, strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from tauraft.errors import InvalidArgument, NotHolder, TooLarge
 from tauraft.testing import check_fsm
@@ -123,6 +125,100 @@ def test_what_is_done_may_be_forgotten(replica: Harness) -> None:
 def test_what_cannot_be_meant_is_refused_when_it_is_made(make: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
         make()
+
+
+class Doing(RuleBasedStateMachine):
+    """Sessions that ask, finish, give up and die: one runs at a time, in order, and once it is done all have its result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.replica = Harness(Once)
+        self.sessions = [self.replica.open() for _ in range(3)]
+        self.asking: list[tuple[SessionOf, Reply[Begun]]] = []  # the first of them runs it
+        self.result: bytes | None = None
+        self.last_token = 0
+
+    def settle(self) -> None:
+        if self.asking:
+            token = self.asking[0][1].value.token
+            assert token >= self.last_token and token
+            self.last_token = token
+
+    @rule(who=st.integers(0, 2))
+    def ask(self, who: int) -> None:
+        reply = self.sessions[who].run(Begin("x"))
+        if self.result is not None:
+            assert reply.value == Begun(0, self.result)
+            return
+        self.asking.append((self.sessions[who], reply))
+        self.settle()
+
+    @precondition(lambda self: self.asking)
+    @rule(result=st.sampled_from([b"", b"1"]))
+    def finish(self, result: bytes) -> None:
+        (session, reply), *others = self.asking
+        session.run(Finish("x", reply.value.token, result))
+        assert [other.value for _, other in others] == [Begun(0, result)] * len(others)
+        self.asking, self.result = [], result
+
+    @precondition(lambda self: self.asking)
+    @rule()
+    def give_up(self) -> None:
+        session, reply = self.asking.pop(0)
+        session.run(GiveUpTurn("x", reply.value.token))
+        self.settle()
+
+    @precondition(lambda self: self.asking)
+    @rule(data=st.data())
+    def withdraw(self, data: st.DataObject) -> None:
+        session, reply = one = data.draw(st.sampled_from(self.asking))
+        session.withdraw(reply)
+        self.asking.remove(one)
+        self.settle()
+
+    @rule(who=st.integers(0, 2), learned=st.booleans())
+    def lose_session(self, who: int, learned: bool) -> None:
+        lost, self.sessions[who] = self.sessions[who], self.replica.open()
+        if learned:
+            lost.learn()
+        lost.end()
+        self.asking = [one for one in self.asking if one[0] is not lost]
+        self.settle()
+
+    @precondition(lambda self: self.result is not None)
+    @rule(who=st.integers(0, 2))
+    def forget(self, who: int) -> None:
+        assert self.sessions[who].run(ForgetOnce("x")).value is True
+        self.result = None
+
+    @rule()
+    def restore(self) -> None:
+        self.replica.restore()
+
+    @invariant()
+    def only_the_first_runs_it(self) -> None:
+        assert [reply.is_done for _, reply in self.asking] == [place == 0 for place in range(len(self.asking))]
+
+    def teardown(self) -> None:
+        for session in self.sessions:
+            session.end()
+        left = [table.name for table in self.replica.fsm(Once).tables() if len(table)]
+        assert left == ([] if self.result is None else ["tauraft.once/runs"])
+
+
+@pytest.mark.middle
+def test_random_stories_follow_the_model() -> None:
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        Doing,
+        settings=settings(
+            max_examples=30,
+            stateful_step_count=30,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=[HealthCheck.too_slow],
+        ),
+    )
 
 
 @pytest.mark.middle
