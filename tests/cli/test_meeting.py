@@ -42,7 +42,7 @@ def test_a_command_runs_while_it_leads_and_all_can_see_who_does(shell: Shell) ->
         assert isinstance(found, dict)
         assert (found["value"], found["value_base64"], found["token"]) == ("one", "b25l", token)
         assert "1 standing" in shell.run("election", "info", "boss").stdout
-        assert shell.run("--timeout", "0.2", "election", "run", "boss", "--", "true").returncode == 124
+        assert shell.run("--timeout", "1.5", "election", "run", "boss", "--", "true").returncode == 124
         listed = shell.json("election", "list")["elections"]
         assert isinstance(listed, list) and [one["name"] for one in listed] == ["boss"]
         leads.stdin.close()
@@ -67,7 +67,7 @@ def test_gates_and_latches_are_worked_from_the_command_line(shell: Shell) -> Non
     waits = started(shell, "barrier", "wait", "g")
     wait_until("it waits", lambda: bool(shell.json("barrier", "info", "g")["gate"]["waiters"]))  # type: ignore[index, call-overload]
     assert "1 waiting: tauraft cli@" in shell.run("barrier", "info", "g").stdout
-    assert shell.run("--timeout", "0.2", "barrier", "wait", "g").returncode == 124
+    assert shell.run("--timeout", "1.5", "barrier", "wait", "g").returncode == 124
     watcher = started(shell, "--json", "barrier", "watch", "g", "--kind", "gate")
     assert watcher.stdout is not None
     assert json.loads(watcher.stdout.readline())["is_open"] is False
