@@ -15,6 +15,7 @@ The rules, in the order in which they bind (docs/decisions/0005-formation.md):
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -258,4 +259,26 @@ def _author(situation: Situation, reports: list[PeerReport]) -> str:
         its_report = by_id.get(author)
         if its_report is not None and its_report.defers_to in ages:
             author = its_report.defers_to
-    return min(chain[chain.index(author) :])
+    author = min(chain[chain.index(author) :])
+    return _rival(situation, reports) or author if author == situation.peer_id else author
+
+
+def _rival(situation: Situation, reports: list[PeerReport]) -> str | None:
+    """Who founds in this node's stead though this node would: both wait for the other's word, for ever.
+
+    Windows that differ make two of them: whom one holds to be late need not be late to itself. Who was promised more founds;
+    of equals, when the window is over, the lower.
+    """
+    words = Counter(report.defers_to for report in reports)
+    own = words[situation.peer_id]
+    is_over = situation.age_s >= situation.options.bootstrap_timeout_s
+    rivals = [
+        (-words[report.peer_id], report.peer_id)
+        for report in reports
+        if report.defers_to is None
+        and (
+            words[report.peer_id] > own
+            or (is_over and words[report.peer_id] == own and report.peer_id < situation.peer_id)
+        )
+    ]
+    return min(rivals)[1] if rivals else None

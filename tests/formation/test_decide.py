@@ -68,6 +68,13 @@ def at(*peers: PeerView, age_s: float = 1.0, found_by: tuple[DiscovererView, ...
         ),
         pytest.param(at(peer("a", age_s=1.0), age_s=9.5), WriteGenesis, id="the lower one is late"),
         pytest.param(at(peer("z", age_s=12.0, defers_to=None)), DeferTo, id="we are late"),
+        pytest.param(at(peer("y", defers_to="z"), peer("z", defers_to=None)), DeferTo, id="another has more words"),
+        pytest.param(
+            at(peer("a", defers_to=None), age_s=9.5), Wait, id="two that would found: the late one may yet yield"
+        ),
+        pytest.param(
+            at(peer("a", defers_to=None), age_s=10.0), DeferTo, id="two that would found, for ever: the lower"
+        ),
         pytest.param(at(peer("z"), defers_to="z"), WriteGenesis, id="mutual: the lower takes its word back"),
         pytest.param(at(peer("a"), defers_to="a", age_s=9.5), DeferTo, id="mutual: the higher never does"),
         pytest.param(at(peer("z"), expect=3), Wait, id="expect: one missing"),

@@ -109,6 +109,11 @@ def test_founders_with_windows_of_their_own_end_in_one_cluster(seed: int, count:
     play(seed, count, story)
 
 
+def test_two_founders_that_hold_each_other_to_be_late_do_not_wait_for_ever() -> None:
+    """Their windows differ; the others have given their word to one of them, and the other wanted it."""
+    test_founders_with_windows_of_their_own_end_in_one_cluster(137, 9)
+
+
 @pytest.mark.middle
 @pytest.mark.parametrize("count", [3, 5])
 @pytest.mark.parametrize("seed", range(15))
