@@ -373,8 +373,21 @@ class Formation:
         return answer
 
     async def _exchange(self, pause_s: float) -> None:
-        """Hear all we know and be heard. Who greeted us within ``pause_s`` has done both, unless we say something else now."""
+        """Hear all we know and be heard. Who greeted us within ``pause_s`` has done both, unless we say something else now.
+
+        Where there is a cluster to join, two of its members are enough.
+        """
         saying, now_s = self._saying(), self._given_s()
+        members = self._live_members()
+        if members:
+            friends = [
+                (peer_id, self._peers[peer_id].addresses)
+                for peer_id in self._random.sample(members, min(2, len(members)))
+            ]
+            async with anyio.create_task_group() as tasks:
+                for peer_id, known in friends:
+                    tasks.start_soon(self._hello, peer_id, known)
+            return
         friends = [
             (peer_id, peer.addresses)
             for peer_id, peer in sorted(self._peers.items())
@@ -385,6 +398,16 @@ class Formation:
                 tasks.start_soon(self._hello, None, addresses)
             for peer_id, known in friends:
                 tasks.start_soon(self._hello, peer_id, known)
+
+    def _live_members(self) -> list[str]:
+        now_s, silent_after_s = self._given_s(), 3 * max(steps.SILENT_AFTER_S, 3 * self._least_round_s())
+        return sorted(
+            peer_id
+            for peer_id, peer in self._peers.items()
+            if peer.report is not None
+            and peer.report.state is State.MEMBER
+            and now_s - peer.answered_at_s <= silent_after_s
+        )
 
     async def _meet(self) -> None:
         """Greet those that were never heard. Apart from the rounds: who is mute must not make the others look silent."""
@@ -406,7 +429,7 @@ class Formation:
                     for one in strangers
                     if one[1] < self._transport.peer_id or now_s - one[2].found_at_s >= LOWER_CALLS_AFTER_S
                 ][:at_once]
-            if self._genesis is None and not self._options.force_bootstrap:
+            if self._genesis is None and not self._options.force_bootstrap and not self._live_members():
                 async with anyio.create_task_group() as tasks:
                     for _, peer_id, peer in strangers:
                         peer.asked_at_s = now_s
