@@ -17,6 +17,7 @@ import tauraft
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[tauraft.Cluster]:
     with tauraft.Cluster("/raft/arrow", storage="memory") as cluster:
+        cluster.sql("SELECT 1")  # a history in memory begins with the first query
         cluster.kv.put("a", b"\0\xff")
         cluster.kv.put("b", b"")
         yield cluster
