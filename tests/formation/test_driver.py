@@ -15,7 +15,7 @@ from tauraft.discovery.static import StaticDiscoverer
 from tauraft.formation import messages
 from tauraft.formation.decide import Options
 from tauraft.formation.driver import Formation, FormationRefused, Formed
-from tauraft.formation.genesis import AcceptorRecord, Genesis
+from tauraft.formation.genesis import AcceptedGenesis, AcceptorRecord, Ballot, Genesis, Voter
 from tauraft.transport.memory import MemoryNetwork
 
 NAMESPACE = "/raft/a"
@@ -187,6 +187,31 @@ def test_expect_3_waits_for_two_forms_of_three_and_refuses_four(started: int) ->
         assert len(ids) == (1 if started == 3 else 0)
         assert bool(refused) == (started == 4)
         assert started != 3 or len(world.formed) == 3
+
+    run(story)
+
+
+def test_the_voters_of_a_genesis_are_told_by_one_that_finds_it_chosen_and_is_none_of_them() -> None:
+    """b and c had accepted it, a being away; then all stopped before b, its one voter, knew that it was chosen."""
+
+    async def story() -> None:
+        world = World(3)
+        incarnation = 4  # as the world counts: three disks are there
+        chosen = Genesis(bytes(16), NAMESPACE, (Voter("b", incarnation),), "b")
+        ballot = Ballot(1, "b")
+        for name in ("a", "b", "c"):
+            world.stores[name] = Store()
+        for name in ("b", "c"):
+            world.stores[name].acceptor = AcceptorRecord(ballot, AcceptedGenesis(ballot, chosen))
+        with anyio.move_on_after(60):
+            async with anyio.create_task_group() as tasks:
+                for name in ("a", "b", "c"):
+                    tasks.start_soon(partial(world.node, name, ["a", "b", "c"], options=Options(expect=3)))
+                while len(world.formed) < 3:
+                    await anyio.sleep(0.1)
+                tasks.cancel_scope.cancel()
+        assert {formed.genesis for formed in world.formed.values()} == {chosen}
+        assert [name for name, formed in sorted(world.formed.items()) if formed.is_founder] == ["b"]
 
     run(story)
 
