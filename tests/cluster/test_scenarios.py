@@ -115,7 +115,7 @@ def test_a_node_learns_of_a_third_from_a_second(nodes: Nodes) -> None:
 def test_with_expect_nobody_forms_a_cluster_before_all_are_there(nodes: Nodes) -> None:
     lone = nodes.make("a", expect=3)
     with pytest.raises(tauraft.NoLeader, match="1 of 3 expected nodes are running"):
-        lone.start(timeout=4)
+        lone.start(timeout=10)
     started = nodes.start("a", "b", "c", expect=3)
     assert len({node.status().cluster_id for node in started}) == 1
     assert roles(started[0]) == ["voter"] * 3
