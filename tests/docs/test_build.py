@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import tauraft
 from tests.docs.pages import DOCS, PAGES, ROOT
 
 IN_DOCS = [page for page in PAGES if DOCS in page.parents]
@@ -30,6 +31,10 @@ def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
         for page in built.rglob("*.html")
         if page.name not in ("genindex.html", "search.html")
     }
+    api = text_of(built / "api.html")
+    exported = [name for room in tauraft._ROOMS.values() for name in room]
+    missing = [name for name in exported if not name.startswith("Async") and name not in api]
+    assert not missing and "acquire(timeout: float | None = None" in api and "check_fsm" in api
     assert "tauraft lock break" in text_of(built / "cli.html")
     views = text_of(built / "sql-and-time-travel.html")
     assert "tauraft_locks_holds" in views and "queue_items" in views
