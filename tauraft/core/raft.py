@@ -621,7 +621,7 @@ class Raft:
                 commit_term,
             )
         )
-        if request.is_pre_vote and not is_granted and self.role is Role.PRE_CANDIDATE:
+        if request.is_pre_vote and is_free and not is_granted and self.role is Role.PRE_CANDIDATE:
             # Whoever asks has lost the leader too, and may have ignored our question while it had not. Its shorter log
             # cannot win: without asking again, both would sit out a time-out.
             self.send_now(self._vote_request(request.sender, self.term + 1, is_pre_vote=True, is_transfer=False))
