@@ -203,6 +203,8 @@ class Machine:
         self._changes: list[RevisionChanges] = []
         self._handlers: dict[type[Message[Any]], tuple[FSM, Callable[..., Any]]] = {}
         self.checkpoints = Checkpoints()
+        self._deadlines: tuple[int | None, int | None] = (None, None)
+        self._deadlines_of = -1  # the index after which they are so
         self.generation = 0  # changes when a snapshot replaces everything
         self.change_log = ChangeLog(self.tables)
         self.on_changes: list[
@@ -222,9 +224,12 @@ class Machine:
     def next_wall_deadline_ns(self) -> int | None:
         return self.timers.next_wall_deadline_ns()
 
-    def has_due(self, now_ns: int, wall_ns: int) -> bool:
-        first, first_wall = self.timers.next_deadline_ns(), self.timers.next_wall_deadline_ns()
-        return (first is not None and first <= now_ns) or (first_wall is not None and first_wall <= wall_ns)
+    def next_deadlines_ns(self) -> tuple[int | None, int | None]:
+        """Both. Timers change with what is applied, and this is asked several times in between."""
+        if self._deadlines_of != self.applied_index:
+            self._deadlines_of = self.applied_index
+            self._deadlines = self.timers.next_deadline_ns(), self.timers.next_wall_deadline_ns()
+        return self._deadlines
 
     def has_backlog(self, now_ns: int, wall_ns: int) -> bool:
         return self.timers.has_backlog(now_ns, wall_ns)
@@ -840,6 +845,7 @@ class Machine:
         meta = state.meta
         self.applied_index, self.applied_term, self.membership = meta.index, meta.term, meta.membership
         self.generation += 1
+        self._deadlines_of = -1
         self.change_log.restart(state.revision, state.now_ns)
         return before
 

@@ -124,9 +124,10 @@ class ClusterClock:
         """
         if deadline_ns <= self._greatest_now:
             return 0
-        elapsed = self._clock.monotonic_ns() - self._anchor_monotonic
         needed = deadline_ns - self._anchor_now
-        return None if needed > self._election_timeout_ns else max(0, needed - elapsed)
+        if needed > self._election_timeout_ns:
+            return None
+        return max(0, needed - (self._clock.monotonic_ns() - self._anchor_monotonic))
 
     def until_wall_ns(self, deadline_ns: int) -> int | None:
         """The same of `wall`: None while the voters' median holds it back, or is not known."""

@@ -57,7 +57,7 @@ from tauraft.node.proposals import ProposalQueue
 from tauraft.node.replica import Item, Outcome, SessionEvent, Suspension
 from tauraft.node.snapshots import SnapshotMover
 from tauraft.storage.log_store import Compacted as StoreCompacted, LogStore, StorageFull
-from tauraft.system.messages import Activate, Announce, SetWall
+from tauraft.system.messages import UNATTENDED, Activate, Announce, SetWall
 from tauraft.transport.transport import Channel
 
 # The folder, not the whole directory: the identity in it is what the new member takes the old one's place by.
@@ -318,12 +318,18 @@ class Driver:
             self._failure = error
             self.wake()
         else:
-            deadline_ns = self._next_deadline_ns()
+            self._sleep_until(self._next_deadline_ns())
+
+    def _sleep_until(self, deadline_ns: int) -> None:
+        """``run`` sleeps on until then: it is not woken only to lie down again."""
+        if self._sleep is None:
             if deadline_ns < self._sleeps_until_ns:
                 self.wake()
-            elif self._sleep is not None and deadline_ns - self._sleeps_until_ns > LONGER_NS:
-                self._sleep.deadline += (deadline_ns - self._sleeps_until_ns) / SECOND_NS
-                self._sleeps_until_ns = deadline_ns
+            return
+        change_ns = deadline_ns - self._sleeps_until_ns
+        if change_ns < 0 or change_ns > LONGER_NS:
+            self._sleep.deadline += change_ns / SECOND_NS
+            self._sleeps_until_ns = deadline_ns
 
     def turn(self) -> None:
         self._is_turning = True
@@ -372,10 +378,7 @@ class Driver:
             if kind == wire.RAFT:
                 self._take_message(wire.decode_message(frame, sender, self.me.peer_id))
             elif kind == wire.FORWARD:
-                if sender not in self._forwarded_ns:
-                    self.raft.hurry(frozenset([*self._forwarded_ns, sender]))
-                self._forwarded_ns[sender] = self._clock.monotonic_ns()
-                self._take_forwarded(unpack_items(wire.unpack(frame)))
+                self._take_forwarded(sender, unpack_items(wire.unpack(frame)))
             elif kind in (wire.PULL, wire.CHUNK):
                 self._snapshots.take_frame(sender, frame)
             elif kind == wire.EXCLUDED:
@@ -422,14 +425,24 @@ class Driver:
         except StorageFull as full:
             _log.warning("the log was not compacted: %s", full)  # the next snapshot does it
 
-    def _take_forwarded(self, items: list[Item]) -> None:
+    def _take_forwarded(self, sender: str, items: list[Item]) -> None:
         if self.is_leader:
             # What is refused is dropped: the replica that forwarded it tries again, and answers its client.
             for item in items:
                 try:
-                    self._queue.add([self.admit(item)])
+                    admitted = self.admit(item)
+                    self._queue.add([admitted])
                 except (InvalidCommand, Overloaded) as refused:
                     _log.warning("a forwarded command was dropped: %s", refused)
+                else:
+                    if not isinstance(admitted.message, UNATTENDED):
+                        self._hurry_for(sender)
+
+    def _hurry_for(self, sender: str) -> None:
+        """Callers wait there. (Not for keepalives, which come all the time.)"""
+        if sender not in self._forwarded_ns:
+            self.raft.hurry(frozenset([*self._forwarded_ns, sender]))
+        self._forwarded_ns[sender] = self._clock.monotonic_ns()
 
     def _tick_when_due(self) -> None:
         now = self._clock.monotonic_ns()
@@ -483,13 +496,21 @@ class Driver:
         if self._tell_commit_at_ns is not None:
             deadline = min(deadline, self._tell_commit_at_ns)
         if self.is_leader and not self._timers_wait:
-            timer, wall_timer = self.machine.next_deadline_ns(), self.machine.next_wall_deadline_ns()
-            delays = (
-                None if timer is None else self._cluster_clock.until_now_ns(timer),
-                None if wall_timer is None else self._cluster_clock.until_wall_ns(wall_timer),
-            )
-            deadline = min([deadline, *(now + delay for delay in delays if delay is not None)])
+            delay = self._until_timer_ns()
+            if delay is not None and now + delay < deadline:
+                deadline = now + delay
         return deadline
+
+    def _until_timer_ns(self) -> int | None:
+        """How long on the local clock until a timer is due; None: nobody knows now, or there is none."""
+        timer, wall_timer = self.machine.next_deadlines_ns()
+        delay = None if timer is None else self._cluster_clock.until_now_ns(timer)
+        if wall_timer is None:
+            return delay
+        wall_delay = self._cluster_clock.until_wall_ns(wall_timer)
+        if delay is None or wall_delay is None:
+            return wall_delay if delay is None else delay
+        return min(delay, wall_delay)
 
     # Proposals.
 
@@ -502,14 +523,16 @@ class Driver:
         if self._is_split:
             return
         while True:
+            must_tick = self._until_timer_ns() == 0
+            if not must_tick and not len(self._queue):
+                return
             now_ns, wall_ns = self._cluster_clock.stamp()
-            must_tick = self.machine.has_due(now_ns, wall_ns)
             items: list[Item] = []
             if not self.may_admit():
                 items = self._queue.take_only(is_upkeep)
-            elif not self.machine.has_backlog(now_ns, wall_ns):
+            elif not (must_tick and self.machine.has_backlog(now_ns, wall_ns)):
                 items = self._queue.take()
-            if not items and not (must_tick and self._tick_is_wanted(now_ns)):
+            if not items and not (must_tick and self._tick_is_wanted()):
                 self._timers_wait = must_tick
                 return
             data = encode_batch(now_ns, wall_ns, self.me.peer_id, items)
@@ -526,7 +549,7 @@ class Driver:
                 self._timers_wait = True
                 return
 
-    def _tick_is_wanted(self, now_ns: int) -> bool:
+    def _tick_is_wanted(self) -> bool:
         """One tick under way is enough: the same timers must not be proposed again before it is applied."""
         return self.raft.commit_pending_index() <= self.machine.applied_index
 
@@ -565,7 +588,7 @@ class Driver:
             self._change_role(ready.role_change)
         self._send(ready.messages_now)
         if ready.messages_now and (ready.entries or ready.hard_state is not None):
-            self._channel.flush()
+            self._hand_over()
         try:
             self._write(ready)
         except StorageFull as full:
@@ -587,6 +610,8 @@ class Driver:
         self._send(ready.messages_after_persist)
         self.raft.persisted(ready.number)
         if ready.committed:
+            if ready.messages_after_persist:
+                self._hand_over()  # the leader waits for these, and for nobody's state
             self._apply(ready.committed)
         for read in ready.reads:
             asked = self._reads_asked.pop(read.context, None)
@@ -626,6 +651,11 @@ class Driver:
         _log.warning("there is space again: this replica goes on")
         self._written(ready)
         return True
+
+    def _hand_over(self) -> None:
+        """In the middle of a turn: what was sent leaves now."""
+        self._channel.flush()
+        self._channel.cork()
 
     def _send(self, messages: Sequence[Message]) -> None:
         for message in messages:

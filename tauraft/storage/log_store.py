@@ -62,11 +62,14 @@ def final_failures(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull(
-                f"{path}: no space left. Nothing of this took effect; it works again when there is space."
-            ) from error
-        raise StorageFailed(failure_of(path, error)) from error
+        raise failure(path, error) from error
+
+
+def failure(path: str, error: OSError) -> StorageFull | StorageFailed:
+    """What a write that failed raises."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFull(f"{path}: no space left. Nothing of this took effect; it works again when there is space.")
+    return StorageFailed(failure_of(path, error))
 
 
 def failure_of(path: str, error: OSError) -> str:

@@ -23,9 +23,10 @@ from __future__ import annotations
 import posixpath
 import sys
 from array import array
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from types import TracebackType
 from typing import Any
 
 from crc32c import crc32c
@@ -37,12 +38,13 @@ from tauraft.storage.log_store import (
     Compacted,
     LogCorrupt,
     Recovered,
+    StorageError,
     StorageFailed,
     StorageFull,
     check_consecutive,
     check_range,
+    failure,
     failure_of,
-    final_failures,
 )
 from tauraft.storage.segment_format import (
     ENTRY_HEAD,
@@ -98,6 +100,27 @@ class _Segment:
         self.entry_count = 0
 
 
+class _Final:
+    """Around what touches the disk: whatever fails is final, and the log takes nothing any more.
+
+    ``unless_full``: but for a full disk, around writes. Around syncs and reads that is final too: the log could no
+    longer say what it holds. (A class, because every append enters two of them.)
+    """
+
+    __slots__ = ("_log", "_unless_full")
+
+    def __init__(self, log: SegmentLog, *, unless_full: bool) -> None:
+        self._log = log
+        self._unless_full = unless_full
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, OSError):
+            raise self._log.failed(error, unless_full=self._unless_full) from error
+
+
 class SegmentLog:
     """A ``LogStore`` in ``directory``, which exists. One thread at a time.
 
@@ -123,7 +146,8 @@ class SegmentLog:
         self._must_exist = must_exist
         self._index = EntryIndex(1)
         self._recent = RecentEntries(cache_bytes)
-        self._state = LogState()  # its last_index is not kept up: the index knows
+        self._state = LogState()  # its last_index and hard state are not kept up
+        self._hard_state = self._state.hard_state
         self._current: _Segment | None = None
         self._must_roll = False
         self._next: _Segment | None = None
@@ -132,6 +156,7 @@ class SegmentLog:
         self._sealed: list[int] = []  # numbers on disk before the current one, oldest first
         self._reader: tuple[int, File] | None = None
         self._failure: str | None = None
+        self._final, self._final_unless_full = _Final(self, unless_full=False), _Final(self, unless_full=True)
         self._is_open = False
 
     # -- LogStore
@@ -141,6 +166,7 @@ class SegmentLog:
         recovery.run(self._must_exist)
         self._is_open = True
         self._state = recovery.state
+        self._hard_state = recovery.state.hard_state
         self._number = recovery.highest
         if recovery.current is None:
             self._start_new_log()
@@ -161,7 +187,7 @@ class SegmentLog:
         return Recovered(
             self.first_index,
             self.last_index,
-            self._state.hard_state,
+            self._hard_state,
             self._state.snapshot,
             self._state.is_tail_suspect,
         )
@@ -202,7 +228,7 @@ class SegmentLog:
         else:
             self._write(FrameKind.APPEND, pieces, length, 0)
         if hard_state is not None:
-            self._state = replace(self._state, hard_state=hard_state)
+            self._hard_state = hard_state
         self._prepare_step(length)
 
     def save_hard_state(self, hard_state: HardState) -> None:
@@ -226,7 +252,7 @@ class SegmentLog:
         if keep_to < self._state.base:
             raise Compacted(keep_to, self._index.first)
         if keep_to < self._index.last:
-            self._write_state(replace(self._state, last_index=keep_to))
+            self._write_state(self._changed(last_index=keep_to))
             self._index.cut_to(keep_to)
             self._recent.cut_to(keep_to)
 
@@ -236,7 +262,7 @@ class SegmentLog:
                 last_index=meta.index,
                 base=meta.index,
                 base_term=meta.term,
-                hard_state=self._state.hard_state if hard_state is None else hard_state,
+                hard_state=self._hard_state if hard_state is None else hard_state,
                 snapshot=meta,
                 is_tail_suspect=self._state.is_tail_suspect,
             )
@@ -249,14 +275,14 @@ class SegmentLog:
         if up_to <= self._state.base:
             return
         self._write_state(
-            replace(self._state, last_index=self._index.last, base=up_to, base_term=self.term(up_to), snapshot=None)
+            self._changed(last_index=self._index.last, base=up_to, base_term=self.term(up_to), snapshot=None)
         )
         self._index.drop_to(up_to)
         self._drop_unneeded()
 
     def confirm_tail(self) -> None:
         if self._state.is_tail_suspect:
-            self._write_state(replace(self._state, last_index=self._index.last, is_tail_suspect=False))
+            self._write_state(self._changed(last_index=self._index.last, is_tail_suspect=False))
 
     def close(self) -> None:
         self._is_open = False
@@ -268,17 +294,29 @@ class SegmentLog:
 
     # -- writing
 
+    def failed(self, error: OSError, *, unless_full: bool) -> StorageError:
+        """What to raise; final but for a full disk, where that is not."""
+        reported = failure(self._directory, error)
+        if unless_full and isinstance(reported, StorageFull):
+            return reported
+        self._failure = failure_of(self._directory, error)
+        return StorageFailed(self._failure)
+
     def _check_usable(self) -> None:
         if self._failure is not None:
             raise StorageFailed(self._failure)
         if not self._is_open:
             raise ValueError("this log is not open")
 
+    def _changed(self, **changes: Any) -> LogState:
+        return replace(self._state, hard_state=self._hard_state, **changes)
+
     def _write_state(self, state: LogState) -> None:
         self._check_usable()
         payload = pack(log_state_to_plain(state))
         self._write(FrameKind.STATE, [payload], len(payload), 0)
         self._state = state
+        self._hard_state = state.hard_state
 
     def _write(self, kind: FrameKind, pieces: list[bytes], length: int, entry_count: int) -> int:
         """Write one frame, in a new segment if this one is full; return its place. Nothing changed if it raises."""
@@ -316,7 +354,7 @@ class SegmentLog:
         return position(segment.number, start)
 
     def _first_payload(self, previous: _Segment | None) -> bytes:
-        state = replace(self._state, last_index=self._index.last)
+        state = self._changed(last_index=self._index.last)
         before = [0, 0, 0] if previous is None else [previous.number, previous.end, previous.chain]
         return pack([FORMAT, *before, log_state_to_plain(state)])
 
@@ -324,42 +362,21 @@ class SegmentLog:
         end = start + len(frame)
         data = frame + bytes(segment.dirty_to - end) if segment.dirty_to > end else frame
         try:
-            with self._final_unless_full():
+            with self._final_unless_full:
                 segment.file.write(start, data)
         except StorageFull:
             segment.dirty_to = max(segment.dirty_to, min(end, segment.file.size()))
             raise
-        with self._final():
+        with self._final:
             segment.file.sync_data()
         segment.dirty_to = 0
-
-    @contextmanager
-    def _final(self) -> Iterator[None]:
-        """Around syncs and reads:
-
-        whatever fails is final, a full disk too (the log could no longer say what it holds).
-        """
-        try:
-            yield
-        except OSError as error:
-            self._failure = failure_of(self._directory, error)
-            raise StorageFailed(self._failure) from error
-
-    @contextmanager
-    def _final_unless_full(self) -> Iterator[None]:
-        try:
-            with final_failures(self._directory):
-                yield
-        except StorageFailed as error:
-            self._failure = str(error)
-            raise
 
     def _write_again(self, segment: _Segment, start: int) -> None:
         """Make durable what was read: the process before may have died, or seen its sync fail, between write and sync.
 
         Its bytes come from the page cache then. Syncing alone would not do: pages whose sync failed count as clean.
         """
-        with self._final():
+        with self._final:
             data = segment.file.read(start, segment.end - start)
         self._write_and_sync(segment, start, data)
 
@@ -387,12 +404,12 @@ class SegmentLog:
     def _begin_segment(self, size: int) -> _Segment:
         number = self._number + 1
         path = self._path(number)
-        with self._final_unless_full():
+        with self._final_unless_full:
             with suppress(FileNotFoundError):
                 self._files.unlink(path)
             segment = self._next = _Segment(number, path, self._files.open(path, create=True, exclusive=True), size)
         self._number = number
-        with self._final():
+        with self._final:
             self._files.sync_directory(self._directory)
         return segment
 
@@ -400,12 +417,12 @@ class SegmentLog:
         """Zeros for the next ``step`` bytes, synced."""
         step = min(step, segment.size - segment.filled)
         try:
-            with self._final_unless_full():
+            with self._final_unless_full:
                 preallocate(segment.file, segment.filled, step)
         except StorageFull:
             self._abandon_next()
             raise
-        with self._final():
+        with self._final:
             segment.file.sync_data()
         segment.filled += step
 
@@ -510,7 +527,7 @@ class SegmentLog:
 
     def _read_bytes(self, segment: int, offset: int, size: int) -> bytes:
         assert self._current is not None
-        with self._final():
+        with self._final:
             if segment == self._current.number:
                 return self._current.file.read(offset, size)
             if self._reader is None or self._reader[0] != segment:
