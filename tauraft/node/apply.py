@@ -26,7 +26,7 @@ from tauraft.command_protocol import TRY_NS
 from tauraft.core.messages import Entry, Membership, SnapshotMeta
 from tauraft.errors import InvalidCommand, PluginMissing, Refused, SessionLost
 from tauraft.fsm import FSM, Command, Message, PastTable, Query, Table, Ticket
-from tauraft.node.batch import decode_batch
+from tauraft.node.batch import Batch, decode_batch
 from tauraft.node.change_log import ChangeLog, RevisionChanges
 from tauraft.node.divergence import Checkpoints
 from tauraft.node.replica import AnswerKind, Outcome, SessionEvent, StoredState
@@ -205,6 +205,7 @@ class Machine:
         self.checkpoints = Checkpoints()
         self._deadlines: tuple[int | None, int | None] = (None, None)
         self._deadlines_of = -1  # the index after which they are so
+        self._last_batch: tuple[Entry | None, Batch] = (None, Batch(0, 0, "", ()))
         self.generation = 0  # changes when a snapshot replaces everything
         self.change_log = ChangeLog(self.tables)
         self.on_changes: list[
@@ -270,6 +271,14 @@ class Machine:
         """A NOOP or CONFIG entry: no revision, but it was applied."""
         self.applied_index, self.applied_term = index, term
 
+    def batch_of(self, entry: Entry) -> Batch:
+        """Its content. What was written last is most often what is applied next: it is not decoded twice."""
+        known, batch = self._last_batch
+        if known is not entry:
+            batch = decode_batch(entry.data)
+            self._last_batch = entry, batch
+        return batch
+
     def apply(
         self, entry: Entry, decoded: Sequence[Message[Any] | None] | None = None
     ) -> tuple[Sequence[Outcome], Sequence[SessionEvent]]:
@@ -277,7 +286,7 @@ class Machine:
 
         Raises ``PluginMissing`` before anything of it took effect: this replica stops before the entry (SAFETY 27).
         """
-        batch = decode_batch(entry.data)
+        batch = self.batch_of(entry)
         for session, _, _, _, payload in batch.items:
             if not session and _ACTIVATES in payload:
                 self._must_have_plugin(payload)

@@ -49,7 +49,7 @@ from tauraft.errors import DataDirectoryError, InvalidCommand, NoLeader, Overloa
 from tauraft.fsm import Message as FSMMessage
 from tauraft.node import heartbeats, wire
 from tauraft.node.apply import Machine
-from tauraft.node.batch import BatchError, decode_batch, encode_batch, pack_item, unpack_items
+from tauraft.node.batch import BatchError, encode_batch, pack_item, unpack_items
 from tauraft.node.clock import SECOND_NS, Clock, ClusterClock
 from tauraft.node.divergence import Jury, Verdict
 from tauraft.node.heartbeats import Finding, LeaderSays, MemberSays, Rounds, Watch
@@ -65,6 +65,7 @@ MOVE_AWAY: Final = "Move the namespace's folder in its data directory away; it t
 _log = logging.getLogger("tauraft.node")
 MAX_FOLDED_ROWS = 2_000  # into the digest at a tick: some milliseconds
 TELL_COMMIT_NS = 5_000_000  # how long a follower with nobody waiting may be behind on what is committed
+NEVER_NS = 1 << 63
 LONGER_NS = 10_000_000  # by which a deadline must have moved away before sleeping on is worth the trouble
 HURRY_NS = SECOND_NS  # for so long after a forward its sender is told at once
 
@@ -148,6 +149,7 @@ class Driver:
         self._failure: Exception | None = None
         self._next_tick_ns = self._last_tick_ns = self._sleeps_until_ns = clock.monotonic_ns()
         self._sleep: anyio.CancelScope | None = None  # of ``run``, until ``_sleeps_until_ns``
+        self._sleeps_briefly = False
         self._has_heard_leader = False  # in this turn
         snapshots.send = lambda peer_id, frame, bulk: channel.send(peer_id, frame, bulk=bulk)
         snapshots.on_failed = self._snapshot_failed
@@ -178,6 +180,9 @@ class Driver:
         # A timer is due, and what fires it is under way or may not be proposed now: the turn after the next commit or
         # tick sees to it, and waking for it before would spin.
         self._timers_wait = False
+        self._no_timer_before_ns = (
+            0  # leading: none is due before, as long as nothing is applied and the cluster's clock not set
+        )
         self._wall_settles_ns = 0
         self.on_applied: Callable[[int, Sequence[Outcome], Sequence[SessionEvent]], object] = _ignore
         self.on_role_change: Callable[[RoleChange], object] = _ignore
@@ -287,7 +292,7 @@ class Driver:
                     # A turn may have taken long; others on this loop get theirs before the next.
                     await anyio.lowlevel.checkpoint()
                 else:
-                    self._sleeps_until_ns = self._next_deadline_ns()
+                    self._sleeps_until_ns, self._sleeps_briefly = self._next_deadline_ns(), False
                     # Rounded up to a microsecond: waking a hair early would spin.
                     sleep_s = math.ceil((self._sleeps_until_ns - self._clock.monotonic_ns()) / 1_000) / 1e6
                     with anyio.move_on_after(max(0.0, sleep_s)) as self._sleep:
@@ -327,9 +332,11 @@ class Driver:
                 self.wake()
             return
         change_ns = deadline_ns - self._sleeps_until_ns
-        if change_ns < 0 or change_ns > LONGER_NS:
+        if change_ns < 0 or (change_ns > LONGER_NS and not self._sleeps_briefly):
             self._sleep.deadline += change_ns / SECOND_NS
             self._sleeps_until_ns = deadline_ns
+            # What is owed for some milliseconds comes and goes with every write: it is cheaper to wake for nothing.
+            self._sleeps_briefly = deadline_ns == self._tell_commit_at_ns
 
     def turn(self) -> None:
         self._is_turning = True
@@ -497,8 +504,8 @@ class Driver:
             deadline = min(deadline, self._tell_commit_at_ns)
         if self.is_leader and not self._timers_wait:
             delay = self._until_timer_ns()
-            if delay is not None and now + delay < deadline:
-                deadline = now + delay
+            self._no_timer_before_ns = NEVER_NS if delay is None else now + delay
+            deadline = min(deadline, self._no_timer_before_ns)
         return deadline
 
     def _until_timer_ns(self) -> int | None:
@@ -523,6 +530,8 @@ class Driver:
         if self._is_split:
             return
         while True:
+            if not len(self._queue) and self._no_timer_before_ns > self._clock.monotonic_ns():
+                return
             must_tick = self._until_timer_ns() == 0
             if not must_tick and not len(self._queue):
                 return
@@ -545,8 +554,8 @@ class Driver:
                 self._timers_wait = must_tick
                 return
             self._decoded[index] = (term, [item.message for item in items])
-            if not items:
-                self._timers_wait = True
+            if not len(self._queue):
+                self._timers_wait = must_tick  # this entry fires them
                 return
 
     def _tick_is_wanted(self) -> bool:
@@ -668,6 +677,7 @@ class Driver:
     def _change_role(self, change: RoleChange) -> None:
         if self.raft.is_leader:
             self._rounds, self._watch, self._jury = Rounds(), Watch(), Jury(self.me)
+            self._no_timer_before_ns = 0
             self._cluster_clock.start_leading()
             if self.raft.membership.voters == {self.me}:
                 self._cluster_clock.confirmed((), ())  # it is the quorum, and its clock is the cluster's
@@ -681,7 +691,7 @@ class Driver:
                 term, _ = self._decoded.get(entry.index, (0, None))
                 if term != entry.term:
                     # Not stamped here: what was once proposed at this index may have been overwritten.
-                    batch = decode_batch(entry.data)
+                    batch = self.machine.batch_of(entry)
                     self._cluster_clock.saw_in_log(batch.now_ns, batch.wall_ns)
                 return
 
@@ -694,6 +704,7 @@ class Driver:
                 return
 
     def _apply(self, entries: Sequence[Entry]) -> None:
+        self._no_timer_before_ns = 0
         for entry in entries:
             if self.stopped_by is not None:
                 return
@@ -750,6 +761,7 @@ class Driver:
         self._watch.start_round(self.raft.acknowledged())
         if self.raft.membership.voters == {self.me}:
             self._cluster_clock.confirmed((), ())
+            self._no_timer_before_ns = 0
         verdict = self._jury.verdict or Verdict(0, b"")
         last_index = self.raft.commit_pending_index()
         return LeaderSays(
@@ -778,6 +790,7 @@ class Driver:
         member, voters = message.sender, self.raft.membership.voters
         if member in voters and self._rounds.answered(member, says, len(voters)):
             self._cluster_clock.confirmed(self._rounds.elapsed(), self._rounds.walls(voters), len(voters))
+            self._no_timer_before_ns = 0
         if says.round == self._rounds.number:
             self._judge_disk(member, self._watch.heard(member, says))
         self._jury.heard(member, says.checkpoint, says.digest, self.machine.checkpoints, voters)

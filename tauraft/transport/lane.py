@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import anyio
+import trio
 
 from tauraft.errors import WrongKey
 from tauraft.transport.forking import keep_from_children
@@ -174,7 +175,7 @@ class SendingLane:
             self._blocked = anyio.Event()
             while self._waiting or self._unsent:
                 with anyio.move_on_after(STALL_S) as limit:
-                    await _until_ready(anyio.wait_writable, self._sock)
+                    await _until_ready(trio.lowlevel.wait_writable, self._sock)
                 if limit.cancelled_caught:
                     self.end(f"the peer took nothing for {STALL_S:g} s")
                 if self._end_reason is not None:
@@ -205,7 +206,7 @@ class SendingLane:
     async def _watch_for_end(self) -> None:
         """Nothing comes this way but the end."""
         while self._end_reason is None:
-            if not await _until_ready(anyio.wait_readable, self._sock):
+            if not await _until_ready(trio.lowlevel.wait_readable, self._sock):
                 return
             try:
                 if not self._sock.recv(1):
@@ -253,7 +254,7 @@ class ReceivingLane:
     async def _read(self, on_frames: Callable[[list[bytes]], object]) -> None:
         splitter = self._splitter
         while self._end_reason is None:
-            if not await _until_ready(anyio.wait_readable, self._sock):
+            if not await _until_ready(trio.lowlevel.wait_readable, self._sock):
                 return
             try:
                 data = self._sock.recv(_READ_BYTES)
@@ -331,7 +332,7 @@ class LaneListener:
                 close_socket(sock)
 
     async def _accept_all(self, listener: socket.socket, tasks: anyio.abc.TaskGroup) -> None:
-        while await _until_ready(anyio.wait_readable, listener):
+        while await _until_ready(trio.lowlevel.wait_readable, listener):
             try:
                 sock = keep_from_children(listener.accept()[0])
             except OSError as error:
@@ -513,14 +514,16 @@ async def _connect(sock: socket.socket, address: tuple[str, int]) -> None:
         raise LaneRefused(f"nobody listens at {address[0]}:{address[1]} ({os.strerror(problem)})")
 
 
-async def _until_ready(wait: Callable[[socket.socket], Awaitable[None]], sock: socket.socket) -> bool:
+async def _until_ready(wait: Callable[[int], Awaitable[None]], sock: socket.socket) -> bool:
     """False: the socket was closed here."""
-    # trio would remember us as waiting for descriptor -1, and refuse whoever makes the same mistake next.
-    if sock.fileno() == -1:
+    # trio would remember us as waiting for descriptor -1, and refuse whoever makes the same mistake next. (Of trio itself,
+    # since every frame comes through here.)
+    descriptor = sock.fileno()
+    if descriptor == -1:
         return False
     try:
-        await wait(sock)
-    except (anyio.ClosedResourceError, ValueError, OSError):
+        await wait(descriptor)
+    except (trio.ClosedResourceError, ValueError, OSError):
         return False
     return True
 

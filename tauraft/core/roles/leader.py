@@ -413,7 +413,7 @@ class Leader:
 
     @property
     def owes_commit(self) -> bool:
-        return any(self._is_owed_commit(progress) for progress in self.progress.values())
+        return any(map(self._is_owed_commit, self.progress.values()))
 
     def tell_commit(self) -> None:
         for progress in self.progress.values():
