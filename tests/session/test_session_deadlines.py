@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from weakref import ref
+
 import pytest
 
 from tauraft import errors
 from tauraft.command_protocol import Attached, Failed, Opened
-from tauraft.session import NEVER, Session, State
+from tauraft.session import NEVER, SWEEP_DEADLINES, Session, State
 
 S = 1_000_000_000
 
@@ -71,3 +73,38 @@ def test_who_is_refused_when_he_asks_again_may_have_been_let_in_before(is_sent_a
     assert isinstance(error, errors.Unavailable if is_sent_again else errors.Refused)
     assert error.outcome == ("unknown" if is_sent_again else "not-applied")
     assert "you may not" in str(error)
+
+
+class Sent:
+    """Stands for a command, and can be seen to go."""
+
+
+def submit_refused(session: Session, sequence: int) -> ref[Sent]:
+    message = Sent()
+    session.submit(
+        b"", message, waits=False, timeout_ns=None, plain_timeout_ns=10 * S, done=lambda data, error: None
+    )  # fmt: skip
+    session.received(Failed(0, 7, sequence, errors.encode(errors.Refused("no", "no"))))
+    return ref(message)
+
+
+def test_what_is_answered_does_not_stay_until_its_deadline() -> None:
+    """Ten thousand commands a second would leave a hundred thousand of them in memory."""
+    session = opened_session([S])
+    sent = [submit_refused(session, sequence) for sequence in range(1, 10 * SWEEP_DEADLINES)]
+    assert sum(message() is not None for message in sent) <= SWEEP_DEADLINES
+
+
+def test_who_is_not_answered_is_told_at_its_deadline_however_many_others_were_answered() -> None:
+    now = [S]
+    session = opened_session(now)
+    told: list[BaseException | None] = []
+    session.submit(
+        b"", None, waits=False, timeout_ns=None, plain_timeout_ns=5 * S, done=lambda data, error: told.append(error)
+    )
+    for sequence in range(2, 3 * SWEEP_DEADLINES):
+        submit_refused(session, sequence)
+    now[0] += 5 * S
+    session.on_time()
+    (error,) = told
+    assert isinstance(error, errors.Unavailable)
