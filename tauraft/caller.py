@@ -484,8 +484,7 @@ class _CallerCore:
 
     # ---- in the caller's frame ----
 
-    def _reply(self, mailbox: Mailbox | None, arguments: Any, *, may_wait: bool = False) -> Reply:
-        engine_ = self.engine
+    def _reply(self, engine_: Engine, mailbox: Mailbox | None, arguments: Any, *, may_wait: bool = False) -> Reply:
         return Reply(
             mailbox,
             engine_.post,
@@ -497,19 +496,24 @@ class _CallerCore:
         )
 
     def _submission(
-        self, mailbox: Mailbox | None, command: Command[Any], timeout: float | None, reminder: Reminder | None
+        self,
+        engine_: Engine,
+        mailbox: Mailbox | None,
+        command: Command[Any],
+        timeout: float | None,
+        reminder: Reminder | None,
     ) -> Reply:
-        self._must_be_open()
         if not isinstance(command, Command):
             raise TypeError(f"submit takes a Command, not {type(command).__name__}")
         waits: bool | None = getattr(type(command), "waits", None)
         timeout_ns = None if timeout is None else int(timeout * 1e9)
-        self._check_room()
+        _check_room(engine_)
         arguments = (encode_message(command), command, waits, timeout_ns, reminder)
-        return self._reply(mailbox, arguments, may_wait=waits is not False)
+        return self._reply(engine_, mailbox, arguments, may_wait=waits is not False)
 
-    def _question(self, mailbox: Mailbox | None, query: Query[Any], consistency: str, timeout: float | None) -> Reply:
-        self._must_be_open()
+    def _question(
+        self, engine_: Engine, mailbox: Mailbox | None, query: Query[Any], consistency: str, timeout: float | None
+    ) -> Reply:
         if not isinstance(query, Query):
             raise TypeError(f"query takes a Query, not {type(query).__name__}")
         if consistency not in ("linearizable", "lease", "stale"):
@@ -517,20 +521,18 @@ class _CallerCore:
                 f"consistency is {consistency!r}; it is linearizable, lease or stale; nothing was sent",
                 option="consistency",
             )
-        self._check_room()
+        _check_room(engine_)
         timeout_ns = self._plain_ns if timeout is None else int(timeout * 1e9)
-        return self._reply(mailbox, (encode_message(query), query, consistency, timeout_ns))
+        return self._reply(engine_, mailbox, (encode_message(query), query, consistency, timeout_ns))
 
     def _administration(
-        self, mailbox: Mailbox | None, method: str, arguments: Mapping[str, Any], timeout: float | None
+        self, engine_: Engine, mailbox: Mailbox | None, method: str, arguments: Mapping[str, Any], timeout: float | None
     ) -> Reply:
-        self._must_be_open()
         timeout_ns = self._plain_ns if timeout is None else int(timeout * 1e9)
-        return self._reply(mailbox, (method, dict(arguments), timeout_ns))
+        return self._reply(engine_, mailbox, (method, dict(arguments), timeout_ns))
 
-    def _subscription(self, mailbox: Mailbox | None, request: WatchRequest) -> Reply:
-        engine_ = self.engine
-        self._check_room()
+    def _subscription(self, engine_: Engine, mailbox: Mailbox | None, request: WatchRequest) -> Reply:
+        _check_room(engine_)
 
         def make_feed(taken: Callable[[int], object]) -> Feed:
             owed = 0
@@ -546,7 +548,7 @@ class _CallerCore:
 
             return Feed(engine_.completions, tell)
 
-        return self._reply(mailbox, Subscription(request, make_feed))
+        return self._reply(engine_, mailbox, Subscription(request, make_feed))
 
     def _opened_watch(self, reply: Reply) -> Subscription:
         if not reply.is_done:
@@ -564,10 +566,6 @@ class _CallerCore:
         """Any thread: what is moot once this has ended, and never raises."""
         if self._engine is not None and not self._engine.is_poisoned:
             self._engine.post(call, argument)
-
-    def _check_room(self) -> None:
-        if self.engine.is_full:
-            raise errors.Overloaded("the engine's queue is full; nothing was sent, try again later", retry_after=0.1)
 
     def _prepare_start(self) -> None:
         if self.phase == _CLOSED:
@@ -605,6 +603,11 @@ def _transaction(commands: Sequence[Command[Any]]) -> Transaction:
     if not commands:
         raise errors.InvalidArgument("a transaction needs at least one command; nothing was sent", option="commands")
     return Transaction(tuple(encode_message(command) for command in commands))
+
+
+def _check_room(engine_: Engine) -> None:
+    if engine_.is_full:
+        raise errors.Overloaded("the engine's queue is full; nothing was sent, try again later", retry_after=0.1)
 
 
 def _unpacked(data: bytes) -> Any:
@@ -684,24 +687,27 @@ class AsyncCaller(_CallerCore):
 
     async def submit(self, command: Command[R], timeout: float | None, reminder: Reminder | None = None) -> R:
         mailbox = mailbox_here()
-        reply = self._submission(mailbox, command, timeout, reminder)
-        self.engine.post_from_loop(self._begin_submit, reply, mailbox)
+        engine_ = self.engine
+        reply = self._submission(engine_, mailbox, command, timeout, reminder)
+        engine_.post_from_loop(self._begin_submit, reply, mailbox)
         answer: R = decode_answer(command, await reply.result())
         return answer
 
     async def query(self, query: Query[R], consistency: str, timeout: float | None) -> R:
         mailbox = mailbox_here()
-        reply = self._question(mailbox, query, consistency, timeout)
-        self.engine.post_from_loop(self._begin_query, reply, mailbox)
+        engine_ = self.engine
+        reply = self._question(engine_, mailbox, query, consistency, timeout)
+        engine_.post_from_loop(self._begin_query, reply, mailbox)
         answer: R = decode_answer(query, await reply.result())
         return answer
 
     async def open_watch(self, request: WatchRequest) -> Subscription:
         """Registered when it returns: what is committed afterwards is seen."""
         mailbox = mailbox_here()
-        reply = self._subscription(mailbox, request)
+        engine_ = self.engine
+        reply = self._subscription(engine_, mailbox, request)
         try:
-            self.engine.post_from_loop(self._begin_watch, reply, mailbox)
+            engine_.post_from_loop(self._begin_watch, reply, mailbox)
             await mailbox.park_for(reply, self.timeout)
             return self._opened_watch(reply)
         except BaseException:
@@ -714,8 +720,9 @@ class AsyncCaller(_CallerCore):
 
     async def call(self, method: str, arguments: Mapping[str, Any], timeout: float | None) -> Any:
         mailbox = mailbox_here()
-        reply = self._administration(mailbox, method, arguments, timeout)
-        self.engine.post_from_loop(self._begin_call, reply, mailbox)
+        engine_ = self.engine
+        reply = self._administration(engine_, mailbox, method, arguments, timeout)
+        engine_.post_from_loop(self._begin_call, reply, mailbox)
         return _unpacked(await reply.result())
 
 
@@ -755,22 +762,25 @@ class Caller(_CallerCore):
         self.close(CLOSE_TIMEOUT_S)
 
     def submit(self, command: Command[R], timeout: float | None, reminder: Reminder | None = None) -> R:
-        reply = self._submission(None, command, timeout, reminder)
-        self.engine.post(self._begin_submit, reply)
+        engine_ = self.engine
+        reply = self._submission(engine_, None, command, timeout, reminder)
+        engine_.post(self._begin_submit, reply)
         answer: R = decode_answer(command, reply.result_blocking())
         return answer
 
     def query(self, query: Query[R], consistency: str, timeout: float | None) -> R:
-        reply = self._question(None, query, consistency, timeout)
-        self.engine.post(self._begin_query, reply)
+        engine_ = self.engine
+        reply = self._question(engine_, None, query, consistency, timeout)
+        engine_.post(self._begin_query, reply)
         answer: R = decode_answer(query, reply.result_blocking())
         return answer
 
     def open_watch(self, request: WatchRequest) -> Subscription:
         """Registered when it returns: what is committed afterwards is seen."""
-        reply = self._subscription(None, request)
+        engine_ = self.engine
+        reply = self._subscription(engine_, None, request)
         try:
-            self.engine.post(self._begin_watch, reply)
+            engine_.post(self._begin_watch, reply)
             reply.wait_blocking(self.timeout)
             return self._opened_watch(reply)
         except BaseException:
@@ -782,8 +792,9 @@ class Caller(_CallerCore):
         return tuple(decode_answer(command, data) for command, data in zip(commands, answers, strict=True))
 
     def call(self, method: str, arguments: Mapping[str, Any], timeout: float | None) -> Any:
-        reply = self._administration(None, method, arguments, timeout)
-        self.engine.post(self._begin_call, reply)
+        engine_ = self.engine
+        reply = self._administration(engine_, None, method, arguments, timeout)
+        engine_.post(self._begin_call, reply)
         return _unpacked(reply.result_blocking())
 
 

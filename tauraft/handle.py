@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, Protocol, Self, TypeAlias, TypeVar, overload
 
-from tauraft import errors
+from tauraft import bridge, errors
 from tauraft.background import AsyncCalls, AsyncTasks, Calls, Tasks
 from tauraft.fsm import Command, Query, TableName
 from tauraft.payloads import decode_answer as decode_part, encode_message as encode_part
@@ -36,7 +36,6 @@ from tauraft.watch import Frame, RowChange, State, Subscription, WatchRequest, d
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from tauraft.bridge import SignalState
     from tauraft.caller import AsyncCaller, Caller
 
 __all__ = [
@@ -150,7 +149,7 @@ class Tenure(Protocol):
         """Compares the deadline with the clock: true the moment it passes, also in a process that was suspended."""
 
     @property
-    def state(self) -> SignalState:
+    def state(self) -> bridge.SignalState:
         """Set when it is lost, not when it has ended."""
 
     def restart(self, *, ttl: float, started: float) -> None:
@@ -177,7 +176,7 @@ class RaftStanding:
     """``leads``: the replica in use is the Raft leader. ``changed`` is set when that is so no longer: ask again then."""
 
     leads: bool
-    changed: SignalState
+    changed: bridge.SignalState
 
 
 class _TenureMaker(Protocol):
@@ -229,7 +228,7 @@ class Holder(Submitter, _TenureMaker, Protocol):
 class _Signal:
     """Off, then on for good."""
 
-    def __init__(self, state: SignalState) -> None:
+    def __init__(self, state: bridge.SignalState) -> None:
         self._state = state
 
     def is_set(self) -> bool:
@@ -456,11 +455,9 @@ class AsyncLossGuard:
     def __enter__(self) -> Self:
         import anyio
 
-        from tauraft.bridge import mailbox_here
-
         self._scope = anyio.CancelScope()
         self._scope.__enter__()
-        cancel = mailbox_here().caller_of(self._scope.cancel)
+        cancel = bridge.mailbox_here().caller_of(self._scope.cancel)
         for tenure in self._tenures:
             tenure.body_begins()
             tenure.state.add_hook(cancel)
@@ -497,9 +494,7 @@ class AsyncHere:
     @staticmethod
     def scope() -> int:
         """The running task, of asyncio or trio, by a number that no other task or thread of this process ever has."""
-        from tauraft.bridge import task_number
-
-        return task_number()
+        return bridge.task_number()
 
 
 class Here:
@@ -507,9 +502,7 @@ class Here:
 
     @staticmethod
     def scope() -> int:
-        from tauraft.bridge import thread_number
-
-        return thread_number()
+        return bridge.thread_number()
 
 
 def how_long_since(instant: datetime) -> str:

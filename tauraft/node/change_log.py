@@ -23,6 +23,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from heapq import merge
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from sortedcontainers import SortedDict
@@ -246,8 +247,16 @@ def _weigher(hint: Any) -> Weigh | None:
         return len
     if hint in (int, float, bool, None, type(None)):
         return None
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return _weigh_any if any(_weigher(member) for member in typing.get_args(hint)) else None
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        heavy_members = {_weigher(member) for member in typing.get_args(hint)} - {None}
+        if heavy_members == {len} and type(None) in typing.get_args(hint) and len(typing.get_args(hint)) == 2:
+            return _weigh_text_or_none
+        return _weigh_any if heavy_members else None
+    if origin is tuple and typing.get_args(hint)[1:] == (...,) and _weigher(typing.get_args(hint)[0]) is len:
+        return _weigh_texts
+    if dataclasses.is_dataclass(origin):
+        hint = origin  # ``Ticket[Grant]``: what it stands for is not in it
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         parts = [(field.name, _weigher(codec.hint)) for field, codec in field_codecs(hint)]
         heavy = [(name, weigh) for name, weigh in parts if weigh is not None]
@@ -256,8 +265,24 @@ def _weigher(hint: Any) -> Weigh | None:
         if len(heavy) == 1:
             name, weigh = heavy[0]
             return lambda row: weigh(getattr(row, name))
-        return lambda row: sum(weigh(getattr(row, name)) for name, weigh in heavy)
+        values_of, weighers = attrgetter(*(name for name, _ in heavy)), [weigh for _, weigh in heavy]
+
+        def weigh_row(row: Any) -> int:
+            total = 0  # each row of each command comes here: a generator would cost as much as all the rest
+            for value, weigh in zip(values_of(row), weighers, strict=True):
+                total += weigh(value)
+            return total
+
+        return weigh_row
     return _weigh_any
+
+
+def _weigh_text_or_none(value: Any) -> int:
+    return 0 if value is None else len(value)
+
+
+def _weigh_texts(values: tuple[Any, ...]) -> int:
+    return 8 * len(values) + sum(map(len, values))
 
 
 def _weigh_any(value: Any) -> int:

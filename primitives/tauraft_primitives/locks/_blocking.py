@@ -153,7 +153,7 @@ class Lock(OneHeld[Hold]):
 
     def _enter_anew(self, patience: float | None) -> Hold:
         peer_id, host, pid, label = self._holder.whoami()
-        attempt = next_attempt()
+        attempt, here = next_attempt(), Here.scope()
         renews = self._ttl is not None and self._renew
         command = Acquire(
             self.name,
@@ -167,13 +167,13 @@ class Lock(OneHeld[Hold]):
             label=label,
             renews=renews,
             patience=patience,
-            party=Here.scope(),
+            party=here,
             attempt=attempt,
         )
 
         def build(grant: Grant, started: float) -> Hold:
             hold = _hold_of(self._holder, self.name, grant.token, self._ttl, started, renews, self._forget)
-            self._held.append((Here.scope(), hold))
+            self._held.append((here, hold))
             if self._reentrant is not None:
                 _reentrant.setdefault(self._holder, {})[self._key()] = hold
             return hold

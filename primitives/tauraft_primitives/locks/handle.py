@@ -152,7 +152,7 @@ class AsyncLock(AsyncOneHeld[AsyncHold]):
 
     async def _enter_anew(self, patience: float | None) -> AsyncHold:
         peer_id, host, pid, label = self._holder.whoami()
-        attempt = next_attempt()
+        attempt, here = next_attempt(), AsyncHere.scope()
         renews = self._ttl is not None and self._renew
         command = Acquire(
             self.name,
@@ -166,13 +166,13 @@ class AsyncLock(AsyncOneHeld[AsyncHold]):
             label=label,
             renews=renews,
             patience=patience,
-            party=AsyncHere.scope(),
+            party=here,
             attempt=attempt,
         )
 
         def build(grant: Grant, started: float) -> AsyncHold:
             hold = _hold_of(self._holder, self.name, grant.token, self._ttl, started, renews, self._forget)
-            self._held.append((AsyncHere.scope(), hold))
+            self._held.append((here, hold))
             if self._reentrant is not None:
                 _reentrant.setdefault(self._holder, {})[self._key()] = hold
             return hold
