@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
@@ -10,6 +9,7 @@ import click
 from tauraft.cli.cluster import plain
 from tauraft.cli.lock import who
 from tauraft.cli.main import Target, targeted
+from tauraft.cli.watching import Line, follow, one_row, since_option
 
 KINDS = ("gate", "latch", "double", "cyclic")
 
@@ -122,7 +122,7 @@ def reset(target: Target, name: str, latch: bool) -> int:
 @barrier.command()
 @click.argument("name")
 @click.option("--kind", type=click.Choice(KINDS), default="cyclic", help="Of which kind; cyclic by default.")
-@click.option("--since", type=int, default=None, help="Go on after this revision.")
+@since_option
 @targeted
 def watch(target: Target, name: str, kind: str, since: int | None) -> None:
     """Say how the barrier NAME stands, and each change of it, until interrupted. With --json: one object a line.
@@ -130,7 +130,6 @@ def watch(target: Target, name: str, kind: str, since: int | None) -> None:
     Goes on through reconnects; to go on in another run, give --since the last revision printed.
     """
     from tauraft.fsm import TableName
-    from tauraft.handle import State
     from tauraft_primitives.barriers import messages
 
     tables: dict[str, TableName[str, Any]] = {
@@ -140,26 +139,12 @@ def watch(target: Target, name: str, kind: str, since: int | None) -> None:
         "cyclic": messages.CYCLIC_ROWS,
     }
 
-    def say(revision: int, row: Any) -> None:
+    def line_of(revision: int, row: Any) -> Line:
         state = {"is_open": row is not None} if kind == "gate" else {"barrier": plain(row)}
-        if target.as_json:
-            click.echo(json.dumps({"name": name, "kind": kind, "revision": revision, **state}))
-        else:
-            click.echo(f"{revision} {kind} {name}: {_row_in_words(kind, row)}")
+        line = {"name": name, "kind": kind, "revision": revision, **state}
+        return line, f"{revision} {kind} {name}: {_row_in_words(kind, row)}"
 
-    with (
-        target.client() as client,
-        client.watch(tables[kind], key=name, since_revision=since, with_state=since is None) as frames,
-    ):
-        try:
-            for frame in frames:
-                if isinstance(frame, State):
-                    say(frame.revision, dict(frame.rows).get(name))
-                else:
-                    for change in frame.changes:
-                        say(frame.revision, change.new)
-        except KeyboardInterrupt:
-            pass  # how it is meant to end
+    follow(target, tables[kind], one_row(line_of), since=since, key=name)
 
 
 def _row_in_words(kind: str, row: Any) -> str:

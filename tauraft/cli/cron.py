@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,10 @@ import click
 
 from tauraft.cli.cluster import plain
 from tauraft.cli.main import Target, targeted
+from tauraft.cli.watching import Line, follow, since_option
 
 if TYPE_CHECKING:
+    from tauraft.handle import Frame
     from tauraft.types import JobInfo, TickRow
 
 
@@ -140,25 +142,27 @@ def delete(target: Target, name: str) -> int:
 
 @cron.command()
 @click.argument("name", required=False)
+@since_option
 @targeted
-def watch(target: Target, name: str | None) -> None:
-    """Say what becomes of each tick (of the job NAME) from now on, until interrupted. With --json: one object a line."""
+def watch(target: Target, name: str | None, since: int | None) -> None:
+    """Say what becomes of each tick (of the job NAME) from now on, until interrupted. With --json: one object a line.
+
+    Goes on through reconnects; to go on in another run, give --since the last revision printed.
+    """
     from tauraft.handle import State
-    from tauraft_primitives.cron.messages import TICKS, as_row, ticks_of
+    from tauraft_primitives.cron.messages import TICKS, Tick, as_row, ticks_of
+
+    def lines(frame: Frame[tuple[str, datetime], Tick] | State[tuple[str, datetime], Tick], _: bool) -> Iterator[Line]:
+        changes = [(key, row) for key, row in frame.rows] if isinstance(frame, State) else [
+            (change.key, change.new) for change in frame.changes
+        ]  # fmt: skip
+        for (job, at), tick in changes:
+            if tick is not None:  # what the ledger lets go of is no news
+                row = as_row(job, at, tick)
+                yield {"revision": frame.revision, **plain(row)}, f"{frame.revision} {row.job} {tick_in_words(row)}"
 
     bounds: dict[str, Any] = {} if name is None else ticks_of(name)
-    with target.client() as client, client.watch(TICKS, **bounds) as frames:
-        for frame in frames:
-            changes = [(key, row) for key, row in frame.rows] if isinstance(frame, State) else [
-                (change.key, change.new) for change in frame.changes
-            ]  # fmt: skip
-            for (job, at), tick in changes:
-                if tick is not None:  # what the ledger lets go of is no news
-                    row = as_row(job, at, tick)
-                    told = {"revision": frame.revision, **plain(row)}
-                    click.echo(
-                        json.dumps(told) if target.as_json else f"{frame.revision} {row.job} {tick_in_words(row)}"
-                    )
+    follow(target, TICKS, lines, since=since, is_state_first=False, **bounds)
 
 
 def job_in_words(job: JobInfo) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +11,7 @@ from tauraft.cli.cluster import plain
 from tauraft.cli.lock import PAGE, run_while_held, say_what_is_waited_for, who
 from tauraft.cli.main import Target, targeted
 from tauraft.cli.under_lock import CommandUnderLock
+from tauraft.cli.watching import Line, follow, one_row, since_option
 
 if TYPE_CHECKING:
     from tauraft import ElectionInfo, Leader
@@ -77,39 +77,24 @@ def list_(target: Target) -> None:
 
 @election.command()
 @click.argument("name")
-@click.option("--since", type=int, default=None, help="Go on after this revision.")
+@since_option
 @targeted
 def watch(target: Target, name: str, since: int | None) -> None:
     """Say who leads NAME, and each change of it from now on, until interrupted. With --json: one object a line.
 
     Goes on through reconnects; to go on in another run, give --since the last revision printed.
     """
-    from tauraft.handle import State
     from tauraft.types import Leader, instant
     from tauraft_primitives.elections.messages import TERMS, TermRow
 
-    def say(revision: int, term: TermRow | None) -> None:
+    def line_of(revision: int, term: TermRow | None) -> Line:
         leader = None if term is None else Leader(term.owner, term.value, term.token, instant(term.since_ns))
-        if target.as_json:
-            click.echo(json.dumps({"name": name, "revision": revision, "leader": leader_shown(leader)}))
-        elif leader is None:
-            click.echo(f"{revision} nobody leads {name}")
-        else:
-            click.echo(f"{revision} {who(leader.owner)} leads {name}{_value(leader)}, token {leader.token}")
+        words = "nobody leads" if leader is None else f"{who(leader.owner)} leads"
+        more = "" if leader is None else f"{_value(leader)}, token {leader.token}"
+        line = {"name": name, "revision": revision, "leader": leader_shown(leader)}
+        return line, f"{revision} {words} {name}{more}"
 
-    with (
-        target.client() as client,
-        client.watch(TERMS, key=name, since_revision=since, with_state=since is None) as frames,
-    ):
-        try:
-            for frame in frames:
-                if isinstance(frame, State):
-                    say(frame.revision, dict(frame.rows).get(name))
-                else:
-                    for change in frame.changes:
-                        say(frame.revision, change.new)
-        except KeyboardInterrupt:
-            pass  # how it is meant to end
+    follow(target, TERMS, one_row(line_of), since=since, key=name)
 
 
 def shown(info: ElectionInfo) -> dict[str, Any]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import base64
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,9 +12,12 @@ from tauraft.cli.cluster import plain
 from tauraft.cli.lock import run_while_held, who
 from tauraft.cli.main import Target, targeted
 from tauraft.cli.under_lock import CommandUnderLock
+from tauraft.cli.watching import RESYNC, Line, follow, since_option
 
 if TYPE_CHECKING:
     from tauraft import GroupMember
+    from tauraft.handle import Frame, State
+    from tauraft_primitives.groups.messages import MemberRow
 
 
 @click.group()
@@ -55,18 +57,20 @@ def members(target: Target, name: str) -> None:
 
 @group.command()
 @click.argument("name")
+@since_option
 @targeted
-def watch(target: Target, name: str) -> None:
-    """Say who is in the group NAME, and again after each change, until interrupted. With --json: one object a line."""
-    with target.client() as client, client.group(name).watch() as watched:
-        try:
-            for found in watched:
-                if target.as_json:
-                    click.echo(json.dumps({"name": name, "members": [shown(member) for member in found]}))
-                else:
-                    click.echo(f"{name}: {_listed(found)}")
-        except KeyboardInterrupt:
-            pass  # how it is meant to end
+def watch(target: Target, name: str, since: int | None) -> None:
+    """Say who is in the group NAME, then who joined, left or said something else of itself, until interrupted.
+
+    With --json one object a line: "event" is joined, left or updated, with the "member"; or state, with all "members", which
+    comes first; or resync, the same where changes are gone already. Goes on through reconnects; to go on in another run, give
+    --since the last revision printed.
+    """
+    from tauraft.handle import check_name
+    from tauraft_primitives.groups.messages import MEMBERS, members_of
+
+    low, high = members_of(check_name(name))
+    follow(target, MEMBERS, MemberLines(name), since=since, low=low, high=high)
 
 
 @group.command()
@@ -82,6 +86,40 @@ def partitions(target: Target, name: str) -> int:
         lines.append(f"  {part.partition}: {holder}" + ("" if part.next is None else f", then {who(part.next)}"))
     target.show(plain(found), "\n".join(lines))
     return 0 if found.workers else 1
+
+
+class MemberLines:
+    """What a watch of the members of a group says."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(
+        self, frame: Frame[tuple[str, str], MemberRow] | State[tuple[str, str], MemberRow], is_resync: bool
+    ) -> Iterator[Line]:
+        from tauraft.handle import State
+
+        if isinstance(frame, State):
+            present = [row.member(id_) for (_, id_), row in frame.rows]
+            line = {"event": "resync" if is_resync else "state", "name": self._name, "revision": frame.revision}
+            told = f"{frame.revision} {self._name}{RESYNC if is_resync else ''}: {_listed(present)}"
+            yield line | {"members": [shown(member) for member in present]}, told
+            return
+        for change in frame.changes:
+            for event, row in _what_became(change.old, change.new):
+                member = row.member(change.key[1])
+                line = {"event": event, "name": self._name, "revision": frame.revision}
+                said = f" ({member.metadata.decode(errors='replace')!r})" if member.metadata and event != "left" else ""
+                words = f"{member.id} {event}: {who(member.owner)}{said}, token {member.token}"
+                yield line | {"member": shown(member)}, f"{frame.revision} {self._name}: {words}"
+
+
+def _what_became(old: MemberRow | None, new: MemberRow | None) -> list[tuple[str, MemberRow]]:
+    if old is not None and new is not None and old.token == new.token:
+        return [("updated", new)] if old != new else []
+    # One id may go and come again in one revision, in a transaction: then it is another member.
+    both = [("left", old), ("joined", new)]
+    return [(event, row) for event, row in both if row is not None]
 
 
 def shown(member: GroupMember) -> dict[str, Any]:

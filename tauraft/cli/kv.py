@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from tauraft.cli.main import Target, targeted
+from tauraft.cli.watching import since_option
 
 
 @click.group()
@@ -81,7 +82,7 @@ def keys(target: Target, prefix: str, limit: int | None, cursor: str | None) -> 
 @kv.command()
 @click.argument("prefix", default="")
 @click.option("--key", default=None, help="That one key instead of a prefix.")
-@click.option("--since", type=int, default=None, help="Begin after this revision: the last one seen.")
+@since_option
 @targeted
 def watch(target: Target, prefix: str, key: str | None, since: int | None) -> None:
     """Print what changes under PREFIX, one JSON object a line, until interrupted.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import click
 from tauraft.cli.cluster import plain
 from tauraft.cli.main import Target, targeted
 from tauraft.cli.under_lock import NOT_EXECUTABLE, NOT_FOUND, CommandUnderLock
+from tauraft.cli.watching import Line, follow, one_row, since_option
 from tauraft.types import LockInfo, Owner
 
 if TYPE_CHECKING:
@@ -125,36 +125,32 @@ def break_(target: Target, name: str, reason: str) -> int:
 
 @lock.command()
 @click.argument("name")
+@since_option
 @targeted
-def watch(target: Target, name: str) -> None:
-    """Say who holds the lock NAME, and each change of it from now on, until interrupted. With --json: one object a line."""
-    from tauraft.handle import State
+def watch(target: Target, name: str, since: int | None) -> None:
+    """Say who holds the lock NAME, and each change of it from now on, until interrupted. With --json: one object a line.
+
+    Goes on through reconnects; to go on in another run, give --since the last revision printed.
+    """
     from tauraft_primitives.locks.messages import HOLDS, Hold
 
-    def say(revision: int, hold: Hold | None) -> None:
-        if target.as_json:
-            told = {
-                "name": name,
-                "revision": revision,
-                "token": None if hold is None else hold.token,
-                "holder": None if hold is None else plain(hold.request.owner),
-                "reason": None if hold is None else hold.request.reason,
-            }
-            click.echo(json.dumps(told))
-        elif hold is None:
-            click.echo(f"{revision} {name} is free")
-        else:
-            reason = "" if hold.request.reason is None else f" ({hold.request.reason!r})"
-            click.echo(f"{revision} {name} is held by {who(hold.request.owner)}{reason}, token {hold.token}")
+    def line_of(revision: int, hold: Hold | None) -> Line:
+        line = {
+            "name": name,
+            "revision": revision,
+            "token": None if hold is None else hold.token,
+            "holder": None if hold is None else plain(hold.request.owner),
+            "reason": None if hold is None else hold.request.reason,
+        }
+        if hold is None:
+            return line, f"{revision} {name} is free"
+        reason = "" if hold.request.reason is None else f" ({hold.request.reason!r})"
+        return line, f"{revision} {name} is held by {who(hold.request.owner)}{reason}, token {hold.token}"
 
-    with target.client() as client, client.watch(HOLDS, key=name, with_state=True) as frames:
-        for frame in frames:
-            if isinstance(frame, State):
-                say(frame.revision, dict(frame.rows).get(name))
-            else:
-                for change in frame.changes:
-                    if (change.old and change.old.token) != (change.new and change.new.token):  # a renewal is no news
-                        say(frame.revision, change.new)
+    def is_news(old: Hold | None, new: Hold | None) -> bool:  # a renewal is none
+        return (old and old.token) != (new and new.token)
+
+    follow(target, HOLDS, one_row(line_of, is_news), since=since, key=name)
 
 
 def who(owner: Owner) -> str:

@@ -1,18 +1,25 @@
-"""`tauraft queue put|stats|peek|dead|redrive|purge|pause|resume`."""
+"""`tauraft queue put|stats|peek|dead|redrive|purge|pause|resume|watch`."""
 
 from __future__ import annotations
 
 import base64
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tauraft.cli.main import Target, targeted
+from tauraft.cli.watching import RESYNC, Line, follow, since_option
 
 if TYPE_CHECKING:
+    from tauraft.handle import Frame, State
     from tauraft.types import Item
+    from tauraft_primitives.queues.messages import ItemRow
+
+PRESENT = ("ready", "delayed", "claimed", "dead")
 
 
 @click.group()
@@ -122,6 +129,100 @@ def resume(target: Target, name: str) -> None:
     with target.client() as client:
         client.queue(name).resume()
     target.show({"queue": name, "paused": False}, f"{name} goes on")
+
+
+@queue.command()
+@click.argument("name")
+@since_option
+@targeted
+def watch(target: Target, name: str, since: int | None) -> None:
+    """Say how many items are in the queue NAME, then what becomes of each, until interrupted. Bodies are not told.
+
+    With --json one object a line: "event" is put, due, claimed, returned, acked, dead, redriven, expired or purged, with the
+    "item"; or state, with all "items" that are present, which comes first; or resync, the same where changes are gone already. An
+    extended claim is no news. Goes on through reconnects; to go on in another run, give --since the last revision printed.
+    """
+    from tauraft_primitives.queues.messages import ITEMS, check_text, items_of
+
+    check_text(name, "name")
+    low, high = items_of(name)
+    follow(target, ITEMS, ItemLines(name), since=since, low=low, high=high)
+
+
+class ItemLines:
+    """What a watch of the items of a queue says."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(
+        self, frame: Frame[tuple[str, str], ItemRow] | State[tuple[str, str], ItemRow], is_resync: bool
+    ) -> Iterator[Line]:
+        from tauraft.handle import State
+
+        if isinstance(frame, State):
+            items = [_row_shown(id_, row) for (_, id_), row in frame.rows if row.state in PRESENT]
+            line = {"event": "resync" if is_resync else "state", "name": self._name, "revision": frame.revision}
+            counts = Counter(item["state"] for item in items)
+            words = ", ".join(f"{counts[state]} {state}" for state in PRESENT)
+            yield line | {"items": items}, f"{frame.revision} {self._name}{RESYNC if is_resync else ''}: {words}"
+            return
+        for change in frame.changes:
+            id_, row = change.key[1], change.new
+            for event in what_became(change.old, row):
+                assert row is not None
+                line = {"event": event, "name": self._name, "revision": frame.revision}
+                words = f"{frame.revision} {self._name}: {id_} {event}{_why(event, change.old, row)}"
+                yield line | {"item": _row_shown(id_, row)}, words
+
+
+def what_became(old: ItemRow | None, new: ItemRow | None) -> list[str]:
+    """The events that lead from one row of an item to the next, by one command: a put may be claimed at once.
+
+    What a transaction did to an item and undid is not seen.
+    """
+    if new is None:
+        return []  # the ledger forgets one that ended long ago
+    events = []
+    was = None if old is None else old.state
+    if old is None or old.order != new.order:  # an id may be put again
+        events.append("redriven" if was == "dead" else "put")
+        was = None
+    elif was == "claimed" == new.state and old.token != new.token:
+        events.append("returned")
+    if new.state in ("ready", "delayed"):
+        if was == "claimed":
+            events.append("returned")
+        elif was == "delayed" and new.state == "ready":
+            events.append("due")
+    elif was != new.state or events:
+        events.append(new.state)
+    return events
+
+
+def _why(event: str, old: ItemRow | None, row: ItemRow) -> str:
+    match event:
+        case "claimed":
+            return f", token {row.token}, attempt {row.attempts}"
+        case "dead":
+            return f": {row.reason} after {row.attempts} attempts"
+        case "put" | "returned":
+            why = f" ({row.history[-1]})" if old is not None and old.history != row.history and row.history else ""
+            return why + (f", {row.state}" if row.state in ("ready", "delayed") else "")
+    return ""
+
+
+def _row_shown(id_: str, row: ItemRow) -> dict[str, Any]:
+    return {
+        "id": id_,
+        "state": row.state,
+        "group": row.group,
+        "priority": row.priority,
+        "attempts": row.attempts,
+        "token": row.token,
+        "reason": row.reason,
+        "history": list(row.history),
+    }
 
 
 def _shown(item: Item) -> dict[str, Any]:

@@ -167,6 +167,44 @@ def test_dead_items_are_listed_and_put_again(shell: Shell) -> None:
     assert shell.run("queue", "redrive", "jobs", "0").returncode == 2
 
 
+def test_a_queue_is_watched_and_gone_on_with_from_a_revision(shell: Shell) -> None:
+    watch = subprocess.Popen(
+        shell.command("--json", "queue", "watch", "seen"), stdout=subprocess.PIPE, text=True, env=shell.environment
+    )
+    assert watch.stdout is not None
+    try:
+        state = json.loads(watch.stdout.readline())
+        assert state == {"event": "state", "name": "seen", "revision": state["revision"], "items": []}
+        put = shell.json("queue", "put", "seen", "body", "--id", "1", "--delay", "60")
+        first = json.loads(watch.stdout.readline())
+        assert first == {
+            "event": "put", "name": "seen", "revision": put["revision"],
+            "item": {
+                "id": "1", "state": "delayed", "group": None, "priority": 0, "attempts": 0, "token": None,
+                "reason": None, "history": [],
+            },
+        }  # fmt: skip
+        watch.send_signal(signal.SIGINT)
+        assert watch.wait(20) == 0
+    finally:
+        watch.kill()
+        watch.communicate()
+    shell.json("queue", "purge", "seen")  # while nobody watches
+    again = subprocess.Popen(
+        shell.command("queue", "watch", "seen", "--since", str(put["revision"])),
+        stdout=subprocess.PIPE, text=True, env=shell.environment,
+    )  # fmt: skip
+    assert again.stdout is not None
+    try:
+        revision, told = again.stdout.readline().split(maxsplit=1)
+        assert int(revision) > first["revision"] and told == "seen: 1 purged\n"
+        beyond = shell.run("queue", "watch", "seen", "--since", str(int(revision) + 1_000))
+        assert beyond.returncode == 2 and "the newest revision is" in beyond.stderr
+    finally:
+        again.kill()
+        again.communicate()
+
+
 def test_counters_add_up(shell: Shell) -> None:
     assert shell.json("counter", "add", "hits") == {"name": "hits", "value": 1}
     assert shell.json("counter", "add", "hits", "-3") == {"name": "hits", "value": -2}

@@ -40,6 +40,16 @@ def test_jobs_are_put_seen_triggered_watched_paused_and_deleted(shell: Shell) ->
     finally:
         watching.send_signal(signal.SIGINT)
         watching.communicate(timeout=60)
+    assert watching.returncode == 0, "how it is meant to end"
+    again = subprocess.Popen(
+        shell.command("--json", "cron", "watch", "report", "--since", str(told["revision"] - 1)),
+        stdout=subprocess.PIPE, text=True, env=shell.environment,
+    )  # fmt: skip
+    try:
+        assert again.stdout is not None and json.loads(again.stdout.readline()) == told
+    finally:
+        again.kill()
+        again.communicate()
 
     assert shell.json("cron", "pause", "report") == {"name": "report", "paused": True}
     ticks = shell.json("cron", "history", "report")["ticks"]

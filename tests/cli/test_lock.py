@@ -187,6 +187,18 @@ def test_watch_says_each_change(shell: Shell) -> None:
             (False, None), (True, "deploy"), (False, None),
         ]  # fmt: skip
         assert said[0]["revision"] < said[1]["revision"] < said[2]["revision"]
+        watcher.send_signal(signal.SIGINT)
+        assert watcher.wait(20) == 0
     finally:
         watcher.kill()
         watcher.communicate()
+    again = subprocess.Popen(
+        shell.command("--json", "lock", "watch", "seen", "--since", str(said[1]["revision"])),
+        stdout=subprocess.PIPE, text=True, env=shell.environment,
+    )  # fmt: skip
+    assert again.stdout is not None
+    try:
+        assert json.loads(again.stdout.readline()) == said[2], "what came after that revision"
+    finally:
+        again.kill()
+        again.communicate()

@@ -123,14 +123,17 @@ def test_a_cyclic_barrier_is_seen_aborted_and_made_new(shell: Shell) -> None:
 def test_who_is_in_a_group_is_listed_and_watched(shell: Shell) -> None:
     watcher = started(shell, "--json", "group", "watch", "g")
     assert watcher.stdout is not None
-    assert json.loads(watcher.stdout.readline())["members"] == []
+    state = json.loads(watcher.stdout.readline())
+    assert state == {"event": "state", "name": "g", "revision": state["revision"], "members": []}
     waits = "import sys; sys.stdin.read()"
     joined = subprocess.Popen(
         shell.command("group", "join", "g", "--id", "a", "--metadata", "one", "--", sys.executable, "-c", waits),
         stdin=subprocess.PIPE, env=shell.environment,
     )  # fmt: skip
     try:
-        (member,) = json.loads(watcher.stdout.readline())["members"]
+        came = json.loads(watcher.stdout.readline())
+        assert came == {"event": "joined", "name": "g", "revision": came["revision"], "member": came["member"]}
+        member = came["member"]
         assert (member["id"], member["metadata"], member["metadata_base64"]) == ("a", "one", "b25l")
         (listed,) = shell.json("group", "members", "g")["members"]  # type: ignore[misc]
         assert listed["token"] == member["token"] and "a: tauraft cli@" in shell.run("group", "members", "g").stdout
@@ -139,7 +142,12 @@ def test_who_is_in_a_group_is_listed_and_watched(shell: Shell) -> None:
         assert joined.stdin is not None
         joined.stdin.close()
         assert joined.wait(20) == 0
-        assert json.loads(watcher.stdout.readline())["members"] == []
+        went = json.loads(watcher.stdout.readline())
+        assert (went["event"], went["member"]) == ("left", member)
+        again = started(shell, "--json", "group", "watch", "g", "--since", str(came["revision"]))
+        assert again.stdout is not None
+        assert json.loads(again.stdout.readline()) == went, "what came after that revision"
+        ended(again)
         assert shell.run("group", "partitions", "g").returncode == 1, "no worker"
     finally:
         joined.kill()

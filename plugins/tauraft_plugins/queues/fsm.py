@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Final
 from tauraft.errors import InvalidCommand, StaleClaim
 from tauraft.fsm import FSM, Context, Table, Ticket, answers, applies, session_ended, withdraws
 from tauraft.types import Enqueued, Item, QueueStats
-from tauraft_plugins.queues.rows import Content, ItemRow, Key, Place, QueueRow, State, Waiter
+from tauraft_plugins.queues.rows import Content, Key, Place, QueueRow, Waiter
 from tauraft_primitives.queues.messages import (
     MAX_PRIORITY,
     QUEUES,
@@ -43,6 +43,8 @@ from tauraft_primitives.queues.messages import (
     Extend,
     Forget,
     GiveBack,
+    ItemRow,
+    ItemState,
     Length,
     Nack,
     Pause,
@@ -412,7 +414,7 @@ class Queues(FSM, name=QUEUES, version=1):
 
     # ---- from state to state; each returns the places that can be claimed because of it ----
 
-    def _enter(self, key: Key, row: ItemRow, *, was: State | None) -> list[Place]:
+    def _enter(self, key: Key, row: ItemRow, *, was: ItemState | None) -> list[Place]:
         queue, id_ = key
         self.items[key] = row
         self._count(queue, was, row.state)
@@ -491,7 +493,7 @@ class Queues(FSM, name=QUEUES, version=1):
         self.dead[key[0], row.order] = key[1]
         return opened
 
-    def _finish(self, key: Key, row: ItemRow, state: State, context: Context) -> list[Place]:
+    def _finish(self, key: Key, row: ItemRow, state: ItemState, context: Context) -> list[Place]:
         """Its last state: it goes to the ledger, by way of ``dedupe_for`` if it was acknowledged."""
         opened = self._leave(key, row, context)
         del self.contents[key]
@@ -537,13 +539,13 @@ class Queues(FSM, name=QUEUES, version=1):
 
     # ---- rows ----
 
-    def _change(self, key: Key, row: ItemRow, state: State, **changes: Any) -> ItemRow:
+    def _change(self, key: Key, row: ItemRow, state: ItemState, **changes: Any) -> ItemRow:
         changed = replace(row, state=state, **changes)
         self.items[key] = changed
         self._count(key[0], row.state, state)
         return changed
 
-    def _count(self, queue: str, was: State | None, now: State) -> None:
+    def _count(self, queue: str, was: ItemState | None, now: ItemState) -> None:
         row = self.queues.get(queue, NOTHING)
         changes = {}
         if was in COUNTED:

@@ -1,42 +1,15 @@
-"""What the queues' tables hold. Instants are cluster time in nanoseconds."""
+"""What the queues' tables hold beside the items (``messages.ItemRow``). Instants are cluster time in nanoseconds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from tauraft.fsm import Ticket
 from tauraft_primitives.queues.messages import Claimed
 
-State: TypeAlias = Literal["ready", "delayed", "claimed", "dead", "acked", "expired", "purged"]
 Key: TypeAlias = tuple[str, str]  # queue, id
 Place: TypeAlias = tuple[str, int, int]  # queue, -priority, order: who is claimed first
-
-
-@dataclass(frozen=True, slots=True)
-class ItemRow:
-    """One item, without its body.
-
-    ``order``: the revision of its put.  ``due_ns``: when its delay or its claim is over.  ``token``, ``session`` and
-    ``sequence`` (of the command that claimed it) are those of its claim.  ``ended``: the revision at which it went to the
-    ledger; None: its id is taken, by an item that is present or by one whose ``dedupe_for`` still runs.
-    """
-
-    state: State
-    order: int
-    priority: int
-    group: str | None
-    put_ns: int
-    expires_ns: int | None
-    dedupe_ns: int
-    attempts: int = 0
-    due_ns: int | None = None
-    token: int | None = None
-    session: int | None = None
-    sequence: int = 0
-    reason: str | None = None
-    history: tuple[str, ...] = ()
-    ended: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from tauraft_primitives.groups.messages import (
     MemberRow,
     UpdateMember,
     check_metadata,
+    members_of,
 )
 from tauraft_primitives.holds._blocking import Hold, next_attempt, wait_for
 
@@ -91,7 +92,7 @@ class Group:
     def watch(self) -> Watch[tuple[GroupMember, ...]]:
         """Who is there now, then who is there after each change: all of them, in the order of their ids. Goes on over
         reconnects; what changed in one revision is seen at once."""
-        low, high = (self.name, ""), (self.name + "\0", "")
+        low, high = members_of(self.name)
         return self._holder.watch(MEMBERS, low=low, high=high, with_state=True).map(_Present().told)
 
     def _join(self, data: bytes, id_: str | None) -> Membership:

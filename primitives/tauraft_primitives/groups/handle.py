@@ -33,6 +33,7 @@ from tauraft_primitives.groups.messages import (
     MemberRow,
     UpdateMember,
     check_metadata,
+    members_of,
 )
 from tauraft_primitives.holds.handle import AsyncHold, next_attempt, wait_for
 
@@ -90,7 +91,7 @@ class AsyncGroup:
     def watch(self) -> AsyncWatch[tuple[GroupMember, ...]]:
         """Who is there now, then who is there after each change: all of them, in the order of their ids. Goes on over
         reconnects; what changed in one revision is seen at once."""
-        low, high = (self.name, ""), (self.name + "\0", "")
+        low, high = members_of(self.name)
         return self._holder.watch(MEMBERS, low=low, high=high, with_state=True).map(_Present().told)
 
     async def _join(self, data: bytes, id_: str | None) -> AsyncMembership:

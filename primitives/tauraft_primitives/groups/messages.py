@@ -127,3 +127,8 @@ class MemberRow:
 
 
 MEMBERS: Final = TableName(GROUPS, "members", tuple[str, str], MemberRow)
+
+
+def members_of(group: str) -> tuple[tuple[str, str], tuple[str, str]]:
+    """The bounds, low and high, of a watch on ``MEMBERS`` that sees one group."""
+    return (group, ""), (group + "\0", "")

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from tauraft.errors import InvalidArgument, TooLarge
-from tauraft.fsm import Command, Query
+from tauraft.fsm import Command, Query, TableName
 from tauraft.types import Enqueued, Item, QueueStats
 
 QUEUES: Final = "tauraft.queues"
@@ -346,3 +346,42 @@ class Forget(Command[None], fsm=QUEUES):
     queue: str
     id: str
     order: int
+
+
+# ---- the rows of the items, for those who watch them ----
+
+ItemState: TypeAlias = Literal["ready", "delayed", "claimed", "dead", "acked", "expired", "purged"]
+
+
+@dataclass(frozen=True, slots=True)
+class ItemRow:
+    """One item, without its body.
+
+    ``order``: the revision of its put.  ``due_ns``: when its delay or its claim is over.  ``token``, ``session`` and
+    ``sequence`` (of the command that claimed it) are those of its claim.  ``ended``: the revision at which it went to the
+    ledger; None: its id is taken, by an item that is present or by one whose ``dedupe_for`` still runs.
+    """
+
+    state: ItemState
+    order: int
+    priority: int
+    group: str | None
+    put_ns: int
+    expires_ns: int | None
+    dedupe_ns: int
+    attempts: int = 0
+    due_ns: int | None = None
+    token: int | None = None
+    session: int | None = None
+    sequence: int = 0
+    reason: str | None = None
+    history: tuple[str, ...] = ()
+    ended: int | None = None
+
+
+ITEMS: Final = TableName(QUEUES, "items", tuple[str, str], ItemRow)  # (queue, id)
+
+
+def items_of(queue: str) -> tuple[tuple[str, str], tuple[str, str]]:
+    """The bounds, low and high, of a watch on ``ITEMS`` that sees one queue."""
+    return (queue, ""), (queue + "\0", "")
