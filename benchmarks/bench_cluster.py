@@ -66,9 +66,17 @@ class BenchCluster:
         addresses = [address for member in self.members for address in member.ready["addresses"]]
         while self.members[0].ask(ask="state")["voters"] < 3:
             time.sleep(0.1)
-        self.client = Worker(
-            ["client", *addresses, *(o for o in options if o == "--profile")], directory
-        ).wait_until_ready()
+        self._addresses = addresses
+        self._options = options
+        self._client: Worker | None = None
+
+    @property
+    def client(self) -> Worker:
+        """A process of its own, started when it is first asked for."""
+        if self._client is None:
+            options = [option for option in self._options if option == "--profile"]
+            self._client = Worker(["client", *self._addresses, *options], self.directory).wait_until_ready()
+        return self._client
 
     @property
     def leader(self) -> Worker:
@@ -79,7 +87,7 @@ class BenchCluster:
             time.sleep(0.1)
 
     def close(self) -> None:
-        for worker in (self.client, *self.members):
+        for worker in (*([] if self._client is None else [self._client]), *self.members):
             worker.close()
 
 

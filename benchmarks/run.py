@@ -84,7 +84,7 @@ def measure_speed(cluster: BenchCluster, seconds: float, samples: Samples) -> No
 
 
 def measure_idle(cluster: BenchCluster, seconds: float) -> tuple[float, float]:
-    """(mean CPU share of a member, largest resident memory in MB)."""
+    """(mean CPU share of a member, largest resident memory in MB). The members are connected, and nobody asks for anything."""
     before = [member.ask(ask="state") for member in cluster.members]
     began = time.monotonic()
     time.sleep(seconds)

@@ -263,7 +263,7 @@ class Engine:
 
     async def _measure_lag(self) -> None:
         while True:
-            expected = trio.current_time() + LAG_PROBE_S
+            expected = (trio.current_time() // LAG_PROBE_S + 1) * LAG_PROBE_S  # at the same moments as others that beat
             await trio.sleep_until(expected)
             late = trio.current_time() - expected
             # Remembers a stall for some seconds, so that one who asks now and then sees it.

@@ -461,9 +461,12 @@ class Driver:
         if now >= self._next_tick_ns:
             # After a stall only one tick is owed: a process that was stopped must first hear, then judge.
             self._next_tick_ns = max(self._next_tick_ns + period, now + period // 2)
-        elif has_heard_leader and now - self._last_tick_ns >= period * 9 // 10:
-            # A follower ticks when the leader does, and is not woken twice. It waits no longer than half a tick for a late one.
+        elif has_heard_leader:
+            # A follower ticks when its leader does, and is not woken twice. It waits no longer than half a tick for a late one.
+            # One that ticked just before waits for the next: else it would tick by itself, just before, for ever.
             self._next_tick_ns = now + period * 3 // 2
+            if now - self._last_tick_ns < period * 9 // 10:
+                return
         else:
             return
         self._last_tick_ns = now

@@ -51,6 +51,7 @@ from tauraft.sql_values import from_wire
 from tauraft.storage.log_store import StorageFull
 from tauraft.storage.snapshot_store import SnapshotNotFound
 from tauraft.system.messages import SYSTEM, UNATTENDED, Activate, Announce
+from tauraft.system.tables import ReplicaRow
 
 _log = logging.getLogger("tauraft.node")
 FIRST_ACTIVATION_TICKS = 50  # how long a new cluster waits for a founder that does not say what it can run
@@ -101,6 +102,8 @@ class LocalReplica:
         self._proposed_at: dict[str, int] = {}
         self._ticks = self._leading_since = self._stopped_at = 0
         self._is_settled = False  # as a leader: its plugins are up, and commands are taken
+        self._announced: tuple[ReplicaRow, Whereabouts] | None = None  # as last found to be right
+        self._none_due_at: tuple[int, Membership, bool] | None = None  # where nothing was to be activated
         self._calls: dict[str, Callable[[dict[str, Any]], Awaitable[Any]]] = {
             "status": self._status,
             "members": self._members,
@@ -324,15 +327,10 @@ class LocalReplica:
     def _upkeep(self) -> None:
         if self.driver.leader is None:
             return
-        announced = self._announcement()
         row = self.machine.system.replicas.get(self.peer_id)
-        is_announced = row is not None and (
-            (row.incarnation, row.addresses, row.host, row.machine_id, row.disk, row.supported)
-            == (announced.incarnation, announced.addresses, announced.host, announced.machine_id, announced.disk,
-                announced.supported)
-        )  # fmt: skip
+        is_announced = row is not None and self._announces(row)
         if not is_announced:
-            self._propose_patiently("announce", announced)
+            self._propose_patiently("announce", self._announcement())
         if not self.is_leader:
             return
         due = self._due_activations()
@@ -343,6 +341,16 @@ class LocalReplica:
         if not self._is_settled and self._plugins_are_up(is_announced and not due):
             self._is_settled = True
             self.driver.wake()
+
+    def _announces(self, row: ReplicaRow) -> bool:
+        """Whether it says what is so. Looked at ten times a second, and hardly ever another one."""
+        if (row, self.whereabouts) != self._announced:
+            mine = self._announcement()
+            says = row.incarnation, row.addresses, row.host, row.machine_id, row.disk, row.supported
+            if says != (mine.incarnation, mine.addresses, mine.host, mine.machine_id, mine.disk, mine.supported):
+                return False
+            self._announced = row, self.whereabouts
+        return True
 
     def _announcement(self) -> Announce:
         at = self.whereabouts
@@ -362,10 +370,13 @@ class LocalReplica:
     def _due_activations(self) -> list[Activate]:
         """The newest version of each FSM that *every* voter can run (SAFETY 27), where that is not active yet."""
         membership = self.driver.raft.membership
+        has_waited = self._ticks - self._leading_since > FIRST_ACTIVATION_TICKS
+        looked_at = self.machine.applied_index, membership, has_waited
+        if looked_at == self._none_due_at:
+            return []
         rows = [self.machine.system.replicas.get(m.peer_id) for m in membership.voters | membership.outgoing]
         offers = [frozenset(row.supported) for row in rows if row is not None]
         is_first = not self.machine.system.manifest
-        has_waited = self._ticks - self._leading_since > FIRST_ACTIVATION_TICKS
         if len(offers) < len(rows) and not (is_first and has_waited and len(offers) > len(rows) // 2):
             return []
         newest: dict[str, tuple[int, bytes]] = {}
@@ -373,12 +384,15 @@ class LocalReplica:
             if name != SYSTEM and version > newest.get(name, (0, b""))[0]:
                 newest[name] = (version, digest)
         active = self.machine.system.manifest
-        return [
+        due = [
             Activate(name, version, digest, self.registry.package_of(name, version))
             for name, (version, digest) in sorted(newest.items())
             if ((found := active.get(name)) is None or found.version < version)
             and self.registry.can_run(name, version, digest)
         ]
+        if not due:
+            self._none_due_at = looked_at
+        return due
 
     def _promote_learners(self) -> None:
         """A learner that has caught up votes, as soon as that makes the next odd number (FORMATION 6)."""
