@@ -33,7 +33,7 @@ class Preset:
 
 
 PRESETS: Mapping[str, Preset] = {
-    "local": Preset(0.1, 1.0, 2.0),
+    "local": Preset(0.15, 1.0, 2.0),
     "regional": Preset(0.15, 1.5, 10.0),
     "global": Preset(0.5, 5.0, 30.0),
 }

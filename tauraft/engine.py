@@ -38,6 +38,8 @@ logger = logging.getLogger("tauraft.engine")
 SWITCH_INTERVAL_S: Final = 0.0005
 MAX_WAITING_POSTS: Final = 200_000
 LAG_PROBE_S: Final = 0.25
+IDLE_LAG_PROBE_S: Final = 1.0
+LAG_KEPT_PER_S: Final = 0.75
 STOP_TIMEOUT_S: Final = 5.0
 
 
@@ -80,6 +82,7 @@ class Engine:
         self._loop_clock = loop_clock
         self.completions = Completions(self._request_flush)
         self.lag_s = 0.0
+        self._was_asked = False
         self.nursery: trio.Nursery
         self.is_poisoned = False
         self._inbox: deque[tuple[Call, Any]] = deque()
@@ -216,6 +219,7 @@ class Engine:
     def _drain(self) -> None:
         # Cleared first: whoever posts from here on wakes us again.
         self._is_woken = False
+        self._was_asked = True
         inbox = self._inbox
         self.begin_turn()
         try:
@@ -263,11 +267,14 @@ class Engine:
 
     async def _measure_lag(self) -> None:
         while True:
-            expected = (trio.current_time() // LAG_PROBE_S + 1) * LAG_PROBE_S  # at the same moments as others that beat
+            # At the same moments as others that beat; seldom while nobody asks for anything.
+            interval = LAG_PROBE_S if self._was_asked else IDLE_LAG_PROBE_S
+            self._was_asked = False
+            expected = (trio.current_time() // interval + 1) * interval
             await trio.sleep_until(expected)
             late = trio.current_time() - expected
             # Remembers a stall for some seconds, so that one who asks now and then sees it.
-            self.lag_s = late if late > self.lag_s else self.lag_s * 0.93
+            self.lag_s = late if late > self.lag_s else self.lag_s * LAG_KEPT_PER_S**interval
 
 
 def _only(error: BaseException) -> BaseException:

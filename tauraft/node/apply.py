@@ -319,6 +319,11 @@ class Machine:
                 listener(self._changes)
         return self._outcomes, self._events
 
+    @property
+    def only_renewed(self) -> bool:
+        """The last entry changed nothing but until when sessions last."""
+        return not self._changes and all(event.kind == "renewed" for event in self._events)
+
     def _fingerprint(self) -> bytes:
         """A digest of all that must be equal on every replica at this index (SAFETY 28)."""
         counted = [self.revision, self.now_ns, self.wall_ns, self.timers.order, self.user_commands,

@@ -163,6 +163,7 @@ class Driver:
         self._order = 0
         self._forwarded_ns: dict[str, int] = {}  # who forwards commands, and when it did last
         self._tell_commit_at_ns: int | None = None
+        self._has_news = False  # what was committed is more than renewals: those can wait for the next heartbeat
         raft.hurry(frozenset())
         self._rounds, self._watch, self._jury = Rounds(), Watch(), Jury(me)
         self._boot = random.getrandbits(63)
@@ -365,8 +366,8 @@ class Driver:
     def _owe_commit(self) -> None:
         """A message of its own for each follower costs more than all else of a lone write: others may wait a little."""
         if not self.raft.owes_commit:
-            self._tell_commit_at_ns = None
-        elif self._tell_commit_at_ns is None:
+            self._tell_commit_at_ns, self._has_news = None, False
+        elif self._has_news and self._tell_commit_at_ns is None:
             self._tell_commit_at_ns = self._clock.monotonic_ns() + TELL_COMMIT_NS
 
     def _step_inbox(self) -> None:
@@ -454,7 +455,7 @@ class Driver:
     def _tick_when_due(self) -> None:
         now = self._clock.monotonic_ns()
         if self._tell_commit_at_ns is not None and now >= self._tell_commit_at_ns:
-            self._tell_commit_at_ns = None
+            self._tell_commit_at_ns, self._has_news = None, False
             self.raft.tell_commit()
         period = int(self._tick_s() * SECOND_NS)
         has_heard_leader, self._has_heard_leader = self._has_heard_leader, False
@@ -727,6 +728,8 @@ class Driver:
                 self._membership_changed(membership)
             else:
                 self.machine.skip(entry.index, entry.term)
+            if entry.kind is not EntryKind.BATCH or outcomes or not self.machine.only_renewed:
+                self._has_news = True
             self.raft.applied(entry.index)
             self.on_applied(entry.index, outcomes, events)
         while self._when_applied and self._when_applied[0][0] <= self.machine.applied_index:
