@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
@@ -42,3 +43,20 @@ def round_trip_us(kind: str, count: int = 2_000) -> float:
             process.stdin.close()
             process.wait(10)
     return p50
+
+
+def cold_factor(pause_s: float = 0.1, turns: int = 30) -> float:
+    """How much longer the same Python takes after a pause of an idle node: caches, and what a hypervisor gave to others."""
+    table = {number: str(number) for number in range(2_000)}
+
+    def work_s() -> float:
+        began = time.thread_time()
+        json.dumps(sum(len(table[number * 37 % 2_000]) for number in range(300)))
+        return time.thread_time() - began
+
+    hot = statistics.median(work_s() for _ in range(1_000))
+    cold = []
+    for _ in range(turns):
+        time.sleep(pause_s)
+        cold.append(work_s())
+    return statistics.median(cold) / hot

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.bench_cluster import BenchCluster, bench_cluster
-from benchmarks.raw_limits import fdatasync_us, round_trip_us
+from benchmarks.raw_limits import cold_factor, fdatasync_us, round_trip_us
 
 IDLE_S = 60.0
 SETTLE_S = 10.0  # what forming a cluster leaves to do
@@ -108,6 +108,9 @@ def speed_lines(samples: Samples) -> list[Line]:
         Line("one put in-process", put, "us"),
         Line("one put in-process / (fdatasync + TCP)", put / raw, "x", "<= 5", put / raw <= 5),
     ]
+    if "blocking put" in samples:
+        ratio = samples["blocking put"] / raw
+        lines.append(Line("the same by the blocking Cluster", ratio, "x", "<= 5", ratio <= 5))
     if "stream-only put" in samples:
         ratio = samples["stream-only put"] / (samples["fdatasync"] + samples["stream"])
         lines.append(Line("one put on the stream alone / (fdatasync + stream)", ratio, "x", "<= 3", ratio <= 3))
@@ -147,6 +150,7 @@ def main(seconds: float, rounds: int, idle: float, failovers: int, path: str) ->
     lines: list[Line] = []
     if idle:
         console.print(f"idle for {idle:g} s", style="dim")
+        cold = cold_factor()
         with bench_cluster() as cluster:
             time.sleep(SETTLE_S)
             share, megabytes = measure_idle(cluster, idle)
@@ -156,11 +160,16 @@ def main(seconds: float, rounds: int, idle: float, failovers: int, path: str) ->
             measure_raw(samples)
             measure_speed(cluster, seconds, samples)
         loaded = max(member.ask(ask="state")["rss_bytes"] for member in cluster.members) / 1e6
-    console.print("the stream alone", style="dim")
+    console.print("a blocking caller, then the stream alone", style="dim")
+    with bench_cluster("--blocking") as cluster:
+        for _ in range(rounds):
+            measure_raw(samples)
+            samples.add("blocking put", cluster.leader.run("puts", 1, seconds)["p50_us"])
     with bench_cluster("--stream-only") as cluster:
         samples.add("stream-only put", cluster.leader.run("puts", 1, seconds)["p50_us"])
     lines += speed_lines(samples)
     if idle:
+        lines.append(Line("raw: the same Python after 100 ms of sleep / at once", cold, "x"))
         lines.append(Line("idle CPU of a member", share * 100, "%", "<= 1", share <= 0.01))
         lines.append(Line("memory of an idle member", megabytes, "MB", "<= 150", megabytes <= 150))
     lines.append(Line("memory of a member after the load", loaded, "MB"))

@@ -1,10 +1,10 @@
 """A process of the benchmark: a member with a data directory of its own, or a remote client. Obeys lines of JSON.
 
-    python -m benchmarks.worker member DIRECTORY [--stream-only]
+    python -m benchmarks.worker member DIRECTORY [--stream-only | --blocking]
     python -m benchmarks.worker client ADDRESS...
 
 It says ``{"event": "ready", ...}``, then answers each line ``{"run": workload, "tasks": n, "seconds": s}`` or
-``{"ask": "state"}`` with one line, until its input ends.
+``{"ask": "state"}`` with one line, until its input ends. ``--blocking``: it is written with ``Cluster``, and runs ``puts`` of one task.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any
 
 import psutil
 
-from benchmarks.workloads import WORKLOADS
+from benchmarks.workloads import WORKLOADS, puts_blocking
+from tauraft import Cluster
 from tauraft.cluster import AsyncClient, AsyncCluster
 
 NAMESPACE = "/raft/bench"
@@ -46,6 +47,18 @@ async def serve(cluster: AsyncCluster | AsyncClient) -> None:
                 )
 
 
+def serve_blocking(cluster: Cluster) -> None:
+    with cluster:
+        say({"event": "ready", "pid": os.getpid(), "addresses": list(cluster.addresses)})
+        for line in sys.stdin:
+            order = json.loads(line)
+            if "run" in order:
+                say(puts_blocking(cluster, order["seconds"]))
+            else:
+                voters = sum(member.role == "voter" for member in cluster.members())
+                say({"is_leader": cluster.is_leader, "voters": voters})
+
+
 def say(what: dict[str, Any]) -> None:
     print(json.dumps(what), flush=True)
 
@@ -57,6 +70,9 @@ def main() -> None:
         _profile_engine()
     if kind == "client":
         asyncio.run(serve(AsyncClient(NAMESPACE, rest)))
+        return
+    if "--blocking" in rest:
+        serve_blocking(Cluster(NAMESPACE, data_dir=rest[0], preset="local", expect=3))
         return
     if "--stream-only" in rest:
         from tauraft.transport.libp2p import transport

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from tauraft import Cluster
 from tauraft.primitives import AsyncPrimitives
 
 VALUE = bytes(100)
@@ -17,6 +18,17 @@ Step = Callable[[int, int], Awaitable[object]]
 async def puts(cluster: AsyncPrimitives, tasks: int, seconds: float) -> dict[str, Any]:
     """Each task awaits one put of 100 bytes after the other; keys are distinct."""
     return await _drive(tasks, seconds, lambda task, turn: cluster.kv.put(f"bench/{task}/{turn % 1_000}", VALUE))
+
+
+def puts_blocking(cluster: Cluster, seconds: float) -> dict[str, Any]:
+    """One thread, one put after the other."""
+    times = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        began = time.perf_counter_ns()
+        cluster.kv.put(f"bench/0/{len(times) % 1_000}", VALUE)
+        times.append((time.perf_counter_ns() - began) / 1000)
+    return {"per_second": len(times) / seconds, "p50_us": statistics.median(times)}
 
 
 async def gets(cluster: AsyncPrimitives, tasks: int, seconds: float) -> dict[str, Any]:
