@@ -33,7 +33,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import tomllib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -302,12 +301,15 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of pytest: what failed, by the id of the test, with the exception as the summary names it."""
+    """One run of pytest: what failed, by the id of the test, with the exception as the summary names it; how long each took."""
 
     passed: bool
     failed: dict[str, str]
     output: str
-    seconds: float
+    took: dict[str, float]
+
+    def seconds(self, tests: Sequence[str]) -> float:
+        return sum(took for name, took in self.took.items() if any(_is_of(name, test) for test in tests))
 
 
 class Copy:
@@ -350,7 +352,7 @@ class Copy:
         paths = [str(self.path), str(self.path / "plugins"), str(self.path / "primitives")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "400"}
         command = [sys.executable, "-m", "pytest", "-q", "--no-header", "--tb=short", "-rfE", *arguments]
-        began = time.monotonic()
+        command += ["--durations=0", "--durations-min=0.05"]
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
             process = subprocess.Popen(
                 command, cwd=self.path, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -365,7 +367,10 @@ class Copy:
         # Only what stands under the summary's heading: log records of a failed test begin with ERROR, too.
         summary = text.rpartition("short test summary info")[2]
         failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - (.*))?$", summary, flags=re.MULTILINE)
-        return Run(process.returncode == 0, dict(failed), text, time.monotonic() - began)
+        took: dict[str, float] = {}
+        for seconds, name in re.findall(r"^([\d.]+)s (?:setup|call|teardown) +(.+)$", text, flags=re.MULTILINE):
+            took[name] = took.get(name, 0) + float(seconds)
+        return Run(process.returncode == 0, dict(failed), text, took)
 
 
 def guards(chosen: Sequence[Promise], root: Path = ROOT, jobs: int = 1) -> Iterator[Outcome]:
@@ -376,7 +381,7 @@ def guards(chosen: Sequence[Promise], root: Path = ROOT, jobs: int = 1) -> Itera
             copies.put(Copy(root, Path(scratch) / str(number)))
         copy = copies.get()
         tests = dict.fromkeys(test for promise in chosen if promise.guards for test in promise.tests)
-        sound = copy.run(list(tests), limit_s=3600) if tests else Run(True, {}, "", 0)
+        sound = copy.run(list(tests), limit_s=3600) if tests else Run(True, {}, "", {})
         copies.put(copy)
         if not sound.passed and not sound.failed:
             raise Malformed(f"the tests do not run as the tree is:\n{sound.output[-4000:]}")
@@ -388,8 +393,9 @@ def guards(chosen: Sequence[Promise], root: Path = ROOT, jobs: int = 1) -> Itera
                 return Outcome("red already", promise, guard, already[0])
             mine = copies.get()
             try:
-                # Longer than all of them took together, unmutated: only what hangs is cut off.
-                return _judged(promise, guard, mine.mutated(guard, promise.tests, 60 + 3 * sound.seconds))
+                # Longer than they took unmutated: only what hangs is cut off.
+                limit_s = 60 + 3 * sound.seconds(promise.tests)
+                return _judged(promise, guard, mine.mutated(guard, promise.tests, limit_s))
             finally:
                 copies.put(mine)
 
