@@ -181,9 +181,8 @@ class Driver:
         # A timer is due, and what fires it is under way or may not be proposed now: the turn after the next commit or
         # tick sees to it, and waking for it before would spin.
         self._timers_wait = False
-        self._no_timer_before_ns = (
-            0  # leading: none is due before, as long as nothing is applied and the cluster's clock not set
-        )
+        # Leading: none is due before, unless something is applied, or the cluster's clock set. 0: it must be looked at.
+        self._no_timer_before_ns = 0
         self._wall_settles_ns = 0
         self.on_applied: Callable[[int, Sequence[Outcome], Sequence[SessionEvent]], object] = _ignore
         self.on_role_change: Callable[[RoleChange], object] = _ignore

@@ -77,7 +77,7 @@ def decode(kind: type[S], payload: bytes) -> S:
     return kind(*values)
 
 
-# Looked up once: these are made and read ten times a second by every replica, also by one that does nothing else.
+# Looked up once: making and reading these is most of what an idle replica does.
 _VALUES_OF: Mapping[type, attrgetter[tuple[Any, ...]]] = {
     kind: attrgetter(*kind.__dataclass_fields__) for kind in (LeaderSays, MemberSays)
 }

@@ -343,7 +343,7 @@ class LocalReplica:
             self.driver.wake()
 
     def _announces(self, row: ReplicaRow) -> bool:
-        """Whether it says what is so. Looked at ten times a second, and hardly ever another one."""
+        """Whether it says what is so. Asked at every tick, and hardly ever about another one."""
         if (row, self.whereabouts) != self._announced:
             mine = self._announcement()
             says = row.incarnation, row.addresses, row.host, row.machine_id, row.disk, row.supported
