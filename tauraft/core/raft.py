@@ -287,10 +287,10 @@ class Raft:
 
     # What the driver asks.
 
-    def tick(self) -> None:
-        if self._vote_pause_ticks:
-            self._vote_pause_ticks -= 1
-        self._state.tick()
+    def tick(self, ticks: int = 1) -> None:
+        """So many ticks have passed: a driver that had nothing to do may have slept over some."""
+        self._vote_pause_ticks = max(0, self._vote_pause_ticks - ticks)
+        self._state.tick(ticks)
 
     def propose(self, data: bytes | Sequence[bytes], kind: EntryKind = EntryKind.BATCH) -> tuple[Index, Term]:
         """Append one entry, or several: the index of the first, and the term they were appended in.
@@ -655,8 +655,8 @@ class Raft:
         self.log.restore(meta)
         self._adopt(meta.membership)
 
-    def tick_election(self) -> None:
-        self.election_elapsed += 1
+    def tick_election(self, ticks: int) -> None:
+        self.election_elapsed += ticks
         if self.election_elapsed >= self._election_timeout:
             # Whether or not this member may campaign, it no longer refuses others for this leader's sake.
             if self.leader is not None:

@@ -66,6 +66,8 @@ _log = logging.getLogger("tauraft.node")
 MAX_FOLDED_ROWS = 2_000  # into the digest at a tick: some milliseconds
 TELL_COMMIT_NS = 5_000_000  # how long a follower with nobody waiting may be behind on what is committed
 NEVER_NS = 1 << 63
+QUIET_NS = 2 * SECOND_NS  # after which a leader beats at its idle pace
+IDLE_PACE = 2
 LONGER_NS = 10_000_000  # by which a deadline must have moved away before sleeping on is worth the trouble
 HURRY_NS = SECOND_NS  # for so long after a forward its sender is told at once
 
@@ -151,6 +153,8 @@ class Driver:
         self._sleep: anyio.CancelScope | None = None  # of ``run``, until ``_sleeps_until_ns``
         self._sleeps_briefly = False
         self._has_heard_leader = False  # in this turn
+        self._heard_ns = self._news_ns = self._last_tick_ns
+        self._pace = 1  # the ticks that the time until the next one stands for
         snapshots.send = lambda peer_id, frame, bulk: channel.send(peer_id, frame, bulk=bulk)
         snapshots.on_failed = self._snapshot_failed
         snapshots.offered_id = lambda: log.snapshot.id
@@ -458,13 +462,19 @@ class Driver:
             self.raft.tell_commit()
         period = int(self._tick_s() * SECOND_NS)
         has_heard_leader, self._has_heard_leader = self._has_heard_leader, False
+        ticks = 1
         if now >= self._next_tick_ns:
-            # After a stall only one tick is owed: a process that was stopped must first hear, then judge.
-            self._next_tick_ns = max(self._next_tick_ns + period, now + period // 2)
+            # After a stall only what was slept on purpose is owed: a process that was stopped must first hear, then judge.
+            ticks, self._pace = self._pace, self._own_pace(now)
+            self._next_tick_ns += self._pace * period
+            if self._next_tick_ns < now + period // 2:
+                self._next_tick_ns, self._pace = now + period // 2, 1
         elif has_heard_leader:
-            # A follower ticks when its leader does, and is not woken twice. It waits no longer than half a tick for a late one.
+            # A follower ticks when its leader does, and is not woken twice. It waits for it half as long again as the last time.
             # One that ticked just before waits for the next: else it would tick by itself, just before, for ever.
-            self._next_tick_ns = now + period * 3 // 2
+            interval = min(max(now - self._heard_ns, period), IDLE_PACE * period)
+            self._heard_ns = now
+            self._next_tick_ns, self._pace = now + interval * 3 // 2, interval * 3 // (2 * period)
             if now - self._last_tick_ns < period * 9 // 10:
                 return
         else:
@@ -472,7 +482,7 @@ class Driver:
         self._last_tick_ns = now
         if self.is_leader:
             self.raft.set_heartbeat_payload(self._heartbeat_payload(now))
-        self.raft.tick()
+        self.raft.tick(ticks)
         for sender in [sender for sender, at_ns in self._forwarded_ns.items() if now - at_ns > HURRY_NS]:
             del self._forwarded_ns[sender]
             self.raft.hurry(frozenset(self._forwarded_ns))
@@ -492,6 +502,14 @@ class Driver:
             self._wall_settles_ns = now + int(self.timing.election_s * SECOND_NS)
             command = SetWall(wall_ns)
             self._queue.add_first(Item(0, 0, 0, 0, self.machine.registry.encode(command), command))
+
+    def _own_pace(self, now: int) -> int:
+        """For how many ticks to sleep: a leader to whom nothing happens needs no more heartbeats than keep its followers."""
+        membership = self.raft.membership
+        is_quiet = (
+            now - self._news_ns > QUIET_NS and self.may_admit() and not membership.learners and not membership.is_joint
+        )
+        return IDLE_PACE if self.is_leader and not self._is_alone and is_quiet else 1
 
     def _tick_s(self) -> float:
         # A leader without peers has nobody to hear from: thousands of such replicas must be able to idle beside each other.
@@ -678,6 +696,9 @@ class Driver:
                 self._snapshots.offered(message.to)
 
     def _change_role(self, change: RoleChange) -> None:
+        next_tick_ns = self._clock.monotonic_ns() + int(self._tick_s() * SECOND_NS)
+        if next_tick_ns < self._next_tick_ns:
+            self._next_tick_ns, self._pace = next_tick_ns, 1
         if self.raft.is_leader:
             self._rounds, self._watch, self._jury = Rounds(), Watch(), Jury(self.me)
             self._no_timer_before_ns = 0
@@ -729,6 +750,7 @@ class Driver:
                 self.machine.skip(entry.index, entry.term)
             if entry.kind is not EntryKind.BATCH or outcomes or not self.machine.only_renewed:
                 self._has_news = True
+                self._news_ns = self._clock.monotonic_ns()
             self.raft.applied(entry.index)
             self.on_applied(entry.index, outcomes, events)
         while self._when_applied and self._when_applied[0][0] <= self.machine.applied_index:

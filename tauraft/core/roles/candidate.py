@@ -34,8 +34,8 @@ class Candidate:
         self.votes: dict[Member, bool] = {}
         self.own_vote_ready = 0  # the Ready that takes the vote for itself to disk; 0: none made yet
 
-    def tick(self) -> None:
-        self._raft.tick_election()
+    def tick(self, ticks: int) -> None:
+        self._raft.tick_election(ticks)
 
     def step(self, message: Message) -> None:
         match message:

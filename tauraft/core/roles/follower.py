@@ -33,8 +33,8 @@ class Follower:
     def __init__(self, raft: Raft) -> None:
         self._raft = raft
 
-    def tick(self) -> None:
-        self._raft.tick_election()
+    def tick(self, ticks: int) -> None:
+        self._raft.tick_election(ticks)
 
     def step(self, message: Message) -> None:
         raft = self._raft

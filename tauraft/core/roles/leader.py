@@ -206,9 +206,9 @@ class Leader:
 
     # Time.
 
-    def tick(self) -> None:
+    def tick(self, ticks: int) -> None:
         raft = self._raft
-        raft.election_elapsed += 1
+        raft.election_elapsed += ticks
         if raft.election_elapsed >= raft.config.election_ticks:
             raft.election_elapsed = 0
             self._offer_snapshots_again()
@@ -216,11 +216,11 @@ class Leader:
                 raft.become_follower(raft.term, None)
                 return
         if self.transferee is not None:
-            self._transfer_elapsed += 1
+            self._transfer_elapsed += ticks
             if self._transfer_elapsed >= raft.config.election_ticks:
                 # It may be dead or slow: proposals must not wait for it any longer.
                 self.transferee = None
-        self._heartbeat_elapsed += 1
+        self._heartbeat_elapsed += ticks
         if self._heartbeat_elapsed >= raft.config.heartbeat_ticks:
             self._heartbeat_elapsed = 0
             if self.reads.has_waiting and self.has_own_commit:
