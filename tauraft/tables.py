@@ -275,7 +275,8 @@ class TableSet:
 
     def _row_hash(self, name: str, table: Table[Any, Any] | None, key: Any, row: Any) -> int:
         known = self._tables[name] if table is None else table
-        return row_hash(name, known.key_codec.encode(key), known.row_codec.encode(row))
+        # Both were accepted when the row was set.
+        return row_hash(name, known.key_codec.encode_accepted(key), known.row_codec.encode_accepted(row))
 
     # Views and loading.
 
