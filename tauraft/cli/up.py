@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import signal
@@ -77,7 +78,10 @@ def up(
             click.echo(json.dumps(ready))
         else:
             click.echo(f"{cluster.namespace} is up: {cluster.state}, {' '.join(cluster.addresses)}; Ctrl-C ends it")
+        # What was loaded and built until now stays: no full pass of the collector, which stops everyone, need look at it.
+        gc.freeze()
         stop.wait()
+        gc.unfreeze()
 
 
 def say_what_is_logged() -> None:
