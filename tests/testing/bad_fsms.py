@@ -169,6 +169,23 @@ class LeavesGhosts(FSM, name="bad.counter"):
         return ticket
 
 
+class ForgetsOnlyWithTheSession(FSM, name="bad.counter"):
+    """Whose wait ran out stays in its rows as long as his session lasts."""
+
+    waiting: Table[int, Ticket[int]]
+
+    @applies(Take)
+    def take(self, command: Take, context: Context) -> Ticket[int]:
+        self.waiting[context.revision] = ticket = context.wait(Take)
+        return ticket
+
+    @session_ended
+    def forget(self, session: int, context: Context) -> None:
+        for revision, ticket in list(self.waiting.range()):
+            if ticket.session == session:
+                del self.waiting[revision]
+
+
 _caches: weakref.WeakKeyDictionary[Any, dict[str, int]] = weakref.WeakKeyDictionary()
 
 

@@ -29,6 +29,7 @@ def test_a_good_state_machine_passes() -> None:
         (bad.RemembersInItsClass, "state"),
         (bad.RemembersInAGlobal, "state"),
         (bad.LeavesGhosts, "undo"),
+        (bad.ForgetsOnlyWithTheSession, "undo"),
         (bad.HidesWhatItKnows, "snapshot"),
         (bad.CountsForTheProcess, "determinism"),
     ],
