@@ -242,9 +242,9 @@ class Engine:
         if before > SWITCH_INTERVAL_S:
             sys.setswitchinterval(SWITCH_INTERVAL_S)
         thresholds = gc.get_threshold()
-        ours = (
-            (max(thresholds[0], COLLECT_AFTER), *thresholds[1:]) if thresholds[0] else thresholds
-        )  # 0: it is switched off
+        ours = thresholds
+        if 0 < thresholds[0] < COLLECT_AFTER:  # 0: it is switched off
+            ours = (COLLECT_AFTER, *thresholds[1:])
         gc.set_threshold(*ours)
         try:
             trio.run(self._run, clock=self._loop_clock)

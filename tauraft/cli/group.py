@@ -12,7 +12,7 @@ from tauraft.cli.cluster import plain
 from tauraft.cli.lock import run_while_held, who
 from tauraft.cli.main import Target, targeted
 from tauraft.cli.under_lock import CommandUnderLock
-from tauraft.cli.watching import RESYNC, Line, follow, since_option
+from tauraft.cli.watching import Line, follow, since_option, state_line
 
 if TYPE_CHECKING:
     from tauraft import GroupMember
@@ -101,9 +101,8 @@ class MemberLines:
 
         if isinstance(frame, State):
             present = [row.member(id_) for (_, id_), row in frame.rows]
-            line = {"event": "resync" if is_resync else "state", "name": self._name, "revision": frame.revision}
-            told = f"{frame.revision} {self._name}{RESYNC if is_resync else ''}: {_listed(present)}"
-            yield line | {"members": [shown(member) for member in present]}, told
+            members = {"members": [shown(member) for member in present]}
+            yield state_line(self._name, frame.revision, is_resync, members, _listed(present))
             return
         for change in frame.changes:
             for event, row in _what_became(change.old, change.new):

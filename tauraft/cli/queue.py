@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tauraft.cli.main import Target, targeted
-from tauraft.cli.watching import RESYNC, Line, follow, since_option
+from tauraft.cli.watching import Line, follow, since_option, state_line
 
 if TYPE_CHECKING:
     from tauraft.handle import Frame, State
@@ -162,10 +162,9 @@ class ItemLines:
 
         if isinstance(frame, State):
             items = [_row_shown(id_, row) for (_, id_), row in frame.rows if row.state in PRESENT]
-            line = {"event": "resync" if is_resync else "state", "name": self._name, "revision": frame.revision}
             counts = Counter(item["state"] for item in items)
             words = ", ".join(f"{counts[state]} {state}" for state in PRESENT)
-            yield line | {"items": items}, f"{frame.revision} {self._name}{RESYNC if is_resync else ''}: {words}"
+            yield state_line(self._name, frame.revision, is_resync, {"items": items}, words)
             return
         for change in frame.changes:
             id_, row = change.key[1], change.new

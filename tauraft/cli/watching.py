@@ -74,6 +74,12 @@ def told(
             yield lines
 
 
+def state_line(name: str, revision: int, is_resync: bool, present: dict[str, Any], words: str) -> Line:
+    """What there is of ``name``: first of all, or after a gap."""
+    line = {"event": "resync" if is_resync else "state", "name": name, "revision": revision}
+    return line | present, f"{revision} {name}{RESYNC if is_resync else ''}: {words}"
+
+
 def one_row(
     line_of: Callable[[int, V | None], Line], is_news: Callable[[V | None, V | None], bool] = operator.ne
 ) -> Callable[[Frame[K, V] | State[K, V], bool], Iterator[Line]]:

@@ -321,8 +321,8 @@ class Machine:
 
     @property
     def only_renewed(self) -> bool:
-        """The last entry changed nothing but until when sessions last."""
-        return not self._changes and all(event.kind == "renewed" for event in self._events)
+        """The last entry answered nobody, and changed nothing but until when sessions last."""
+        return not self._outcomes and not self._changes and all(event.kind == "renewed" for event in self._events)
 
     def _fingerprint(self) -> bytes:
         """A digest of all that must be equal on every replica at this index (SAFETY 28)."""

@@ -748,7 +748,7 @@ class Driver:
                 self._membership_changed(membership)
             else:
                 self.machine.skip(entry.index, entry.term)
-            if entry.kind is not EntryKind.BATCH or outcomes or not self.machine.only_renewed:
+            if entry.kind is not EntryKind.BATCH or not self.machine.only_renewed:
                 self._has_news = True
                 self._news_ns = self._clock.monotonic_ns()
             self.raft.applied(entry.index)
