@@ -1,9 +1,9 @@
-"""Round trips of 200 bytes: plain trio TCP, a libp2p channel on its stream, the same by its lane, a Unix socket.
+"""Round trips of 200 bytes: plain trio TCP, a stream of the bare library, our channel on such a stream and by its lane, a Unix socket.
 
     python benchmarks/lane_rtt.py [round trips a run]
 
 Both ends in processes of their own, three interleaved runs, medians. What to look at is the ratio to plain TCP: the lane
-should be near 1, the stream about 6 to 7, the Unix socket below 1.
+should be near 1, the stream about 4, the library 6 to 7, the Unix socket below 1.
 """
 
 from __future__ import annotations
@@ -18,14 +18,23 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from random import Random
+from typing import Any
 
 import trio
+from libp2p import new_host
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as x25519_key_pair
+from libp2p.custom_types import TProtocol
+from libp2p.peer.peerinfo import info_from_p2p_addr
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_PROTOCOL, Transport as NoiseTransport
+from multiaddr import Multiaddr
 
 from tauraft.transport.libp2p.transport import Libp2pTransport
 from tauraft.transport.local_socket import LocalSocketServer, LocalStream, connect_local
 from tauraft.transport.transport import Channel
 
 NAMESPACE = "/raft/rtt"
+ECHO = TProtocol("/echo")
 CLUSTER_ID = bytes(16)
 MESSAGE = bytes(200)
 RUNS = 3
@@ -61,6 +70,13 @@ def node(name: str, *, lanes: bool) -> Libp2pTransport:
     return Libp2pTransport(sha256(name.encode()).digest(), random=Random(name), lanes=lanes)
 
 
+def bare_host(name: str) -> Any:
+    """The library as it is: TCP, Noise, Yamux."""
+    keys = create_new_key_pair(sha256(name.encode()).digest())
+    noise = NoiseTransport(keys, noise_privkey=x25519_key_pair().private_key)
+    return new_host(key_pair=keys, sec_opt={TProtocol(NOISE_PROTOCOL): noise})
+
+
 async def serve(kind: str, where: str) -> None:
     """The echoing process: prints where it is, and runs until its input ends."""
     if kind == "tcp":
@@ -87,6 +103,17 @@ async def serve(kind: str, where: str) -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(lambda task_status: server.run(task_status=task_status))
             print(where, flush=True)
+            await until_input_ends(nursery)
+    elif kind == "libp2p":
+
+        async def echo_stream(stream: Any) -> None:
+            while data := await stream.read(1 << 16):
+                await stream.write(data)
+
+        host = bare_host("echo")
+        host.set_stream_handler(ECHO, echo_stream)
+        async with host.run([Multiaddr("/ip4/127.0.0.1/tcp/0")]), trio.open_nursery() as nursery:
+            print(host.get_addrs()[0], flush=True)
             await until_input_ends(nursery)
     else:
         async with node("echo", lanes=kind == "lane") as transport, trio.open_nursery() as nursery:
@@ -130,6 +157,21 @@ async def asking(kind: str, where: str) -> AsyncIterator[Callable[[], Awaitable[
 
             yield by_socket
             await local.aclose()
+    elif kind == "libp2p":
+        host = bare_host("ask")
+        async with host.run([]):
+            info = info_from_p2p_addr(Multiaddr(where))
+            await host.connect(info)
+            muxed = await host.new_stream(info.peer_id, [ECHO])
+
+            async def by_library() -> None:
+                await muxed.write(MESSAGE)
+                size = 0
+                while size < len(MESSAGE):
+                    size += len(await muxed.read(1 << 16))
+
+            yield by_library
+            await muxed.reset()
     else:
         async with node("ask", lanes=kind == "lane") as transport:
             sink = Sink(echoes=False)
@@ -168,7 +210,7 @@ async def measure(kind: str, where: str, count: int) -> tuple[float, float]:
 
 def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 3000
-    kinds = ["tcp", "stream", "lane", "unix"]
+    kinds = ["tcp", "libp2p", "stream", "lane", "unix"]
     results: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
     with tempfile.TemporaryDirectory() as directory:
         for _ in range(RUNS):

@@ -32,7 +32,7 @@ def fdatasync_us(count: int = 1_000) -> float:
 
 
 def round_trip_us(kind: str, count: int = 2_000) -> float:
-    """Median round trip of 200 bytes: ``tcp``, ``stream`` (libp2p), ``lane`` or ``unix``."""
+    """Median round trip of 200 bytes: ``tcp``, ``libp2p`` (the bare library), ``stream`` (our channel on it), ``lane``, ``unix``."""
     with tempfile.TemporaryDirectory() as directory:
         command = [sys.executable, str(Path(lane_rtt.__file__)), "serve", kind, os.path.join(directory, "socket")]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:

@@ -451,7 +451,7 @@ class _CallerCore:
                 await self._end_session()
                 nursery.cancel_scope.cancel()
 
-    def _make_session(self, earlier: Callable[[], None]) -> Session:
+    def _make_session(self, reschedule: Callable[[], None]) -> Session:
         assert self._engine is not None
         self._session = Session(
             ttl_ns=int(self.session_ttl * 1e9),
@@ -460,7 +460,7 @@ class _CallerCore:
             on_open=self._has_opened,
             on_lost=self._session_was_lost,
             on_leader=self._leader_may_be_another,
-            earlier=earlier,
+            reschedule=reschedule,
             trouble=lambda: self._trouble,
         )
         return self._session

@@ -221,8 +221,8 @@ class Connector:
         hello: Hello,
     ) -> None:
         self.dialer = dialer
-        self._earlier = trio.Event()
-        self.session = make_session(lambda: self._earlier.set())
+        self._sleep = trio.CancelScope()  # of ``_keep_time``, until the session's next deadline
+        self.session = make_session(self._reschedule)
         self._clock = clock
         self._random = random
         self._hello = hello
@@ -316,13 +316,13 @@ class Connector:
         return self.session.is_attached or self.session.state in (State.LOST, State.CLOSED)
 
     async def _keep_time(self) -> None:
-        session = self.session
         while True:
-            left_s = (session.next_deadline() - self._clock()) / 1e9
-            if left_s > 0:
-                with trio.move_on_after(left_s):
-                    await self._earlier.wait()
-            else:
-                await trio.lowlevel.checkpoint()
-            self._earlier = trio.Event()
-            session.on_time()
+            with trio.CancelScope() as self._sleep:
+                self._reschedule()
+                await trio.sleep_forever()
+            self.session.on_time()
+
+    def _reschedule(self) -> None:
+        """The deadline moves under the sleeping task, which is not woken only to sleep on."""
+        left_s = (self.session.next_deadline() - self._clock()) / 1e9
+        self._sleep.deadline = trio.current_time() + max(0.0, left_s)

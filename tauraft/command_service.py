@@ -532,7 +532,9 @@ class CommandService:
         if not self._is_attached(end, message.session):
             return
         self._keepalives[message.session] = max(message.serial, self._keepalives.get(message.session, 0))
-        if self._keepalive_at == NEVER:
+        if len(self._keepalives) == len(self._by_session):
+            self._send_keepalives()  # of all that are attached here
+        elif self._keepalive_at == NEVER:
             self._keepalive_at = self._clock() + GATHER_NS
             self._timer.set()
 

@@ -168,7 +168,7 @@ class Reminding:
 
 
 class Session:
-    """See the module's theory. ``on_lost``, ``on_open`` are called once; ``earlier`` when ``next_deadline`` moved forward."""
+    """See the module's theory. ``on_lost``, ``on_open`` are called once; ``reschedule`` when ``next_deadline`` has changed."""
 
     def __init__(
         self,
@@ -179,7 +179,7 @@ class Session:
         on_open: Callable[[], object] = lambda: None,
         on_lost: Callable[[], object] = lambda: None,
         on_leader: Callable[[str, str], object] = lambda leader, here: None,
-        earlier: Callable[[], object] = lambda: None,
+        reschedule: Callable[[], object] = lambda: None,
         trouble: Callable[[], str] = lambda: "",
         max_outstanding: int = 10_000,
     ) -> None:
@@ -195,7 +195,7 @@ class Session:
         self._on_open = on_open
         self._on_lost = on_lost
         self._on_leader = on_leader  # the Raft leader's peer id, that of the replica in use; while both are known
-        self._earlier = earlier
+        self._reschedule = reschedule
         self._trouble = trouble  # why nobody answers, where that is known: part of the errors
         self._max_outstanding = max_outstanding
         self._link: Link | None = None
@@ -403,7 +403,7 @@ class Session:
     # ---- time ----
 
     def next_deadline(self) -> int:
-        """When ``on_time`` wants to be called; ``earlier`` is called when a sooner moment comes up."""
+        """When ``on_time`` wants to be called; ``reschedule`` is called when that moves."""
         deadlines = self._deadlines
         while deadlines and deadlines[0][2].step is Step.DONE:
             heapq.heappop(deadlines)
@@ -454,7 +454,7 @@ class Session:
             self._sweep_at = max(SWEEP_DEADLINES, 2 * len(self._deadlines))
         heapq.heappush(self._deadlines, (deadline, self._pushed, waiter))
         if deadline < self._armed_ns:
-            self._earlier()
+            self._reschedule()
 
     def _acked_below(self) -> int:
         floor, outstanding, end = self._floor, self._outstanding, self._next_sequence
@@ -645,7 +645,7 @@ class Session:
             )
         if self._link is not None:
             self._open_or_attach()
-        self._earlier()
+        self._reschedule()
 
     def _attach_done(self, attached: Attached) -> None:
         if attached.session != self.id or self._link is None:
@@ -682,7 +682,7 @@ class Session:
             self._serial += 1
             self._renewals[self._serial] = now
             self._link.send(KeepAlive(self.id, self._serial))
-        self._earlier()
+        self._reschedule()
 
     def _alive(self, alive: Alive) -> None:
         sent_ns = self._renewals.get(alive.serial)
@@ -696,6 +696,7 @@ class Session:
             del self._renewals[serial]
         self.deadline_ns = max(self.deadline_ns, sent_ns + self.ttl_ns - margin_ns(self.ttl_ns))
         self._renew_at_ns = sent_ns + self.ttl_ns // 2
+        self._reschedule()
 
     def _gone(self, gone: Gone) -> None:
         if gone.session == self.id and self.state is State.OPEN:

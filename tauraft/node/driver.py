@@ -57,7 +57,7 @@ from tauraft.node.proposals import ProposalQueue
 from tauraft.node.replica import Item, Outcome, SessionEvent, Suspension
 from tauraft.node.snapshots import SnapshotMover
 from tauraft.storage.log_store import Compacted as StoreCompacted, LogStore, StorageFull
-from tauraft.system.messages import UNATTENDED, Activate, Announce, SetWall
+from tauraft.system.messages import UNATTENDED, Activate, Announce, KeepAlive, SetWall
 from tauraft.transport.transport import Channel
 
 # The folder, not the whole directory: the identity in it is what the new member takes the old one's place by.
@@ -152,7 +152,7 @@ class Driver:
         self._next_tick_ns = self._last_tick_ns = self._sleeps_until_ns = clock.monotonic_ns()
         self._sleep: anyio.CancelScope | None = None  # of ``run``, until ``_sleeps_until_ns``
         self._sleeps_briefly = False
-        self._has_heard_leader = False  # in this turn
+        self._has_heard_leader = self._has_ticked = False  # in this turn
         self._heard_ns = self._news_ns = self._last_tick_ns
         self._pace = 1  # the ticks that the time until the next one stands for
         snapshots.send = lambda peer_id, frame, bulk: channel.send(peer_id, frame, bulk=bulk)
@@ -462,6 +462,7 @@ class Driver:
             self.raft.tell_commit()
         period = int(self._tick_s() * SECOND_NS)
         has_heard_leader, self._has_heard_leader = self._has_heard_leader, False
+        self._has_ticked = False
         ticks = 1
         if now >= self._next_tick_ns:
             # After a stall only what was slept on purpose is owed: a process that was stopped must first hear, then judge.
@@ -480,6 +481,7 @@ class Driver:
         else:
             return
         self._last_tick_ns = now
+        self._has_ticked = True
         if self.is_leader:
             self.raft.set_heartbeat_payload(self._heartbeat_payload(now))
         self.raft.tick(ticks)
@@ -554,7 +556,7 @@ class Driver:
             if not len(self._queue) and self._no_timer_before_ns > self._clock.monotonic_ns():
                 return
             must_tick = self._until_timer_ns() == 0
-            if not must_tick and not len(self._queue):
+            if not must_tick and self._may_wait():
                 return
             now_ns, wall_ns = self._cluster_clock.stamp()
             items: list[Item] = []
@@ -578,6 +580,12 @@ class Driver:
             if not len(self._queue):
                 self._timers_wait = must_tick  # this entry fires them
                 return
+
+    def _may_wait(self) -> bool:
+        """Keepalives alone go with the next heartbeat: an idle follower is woken once for both, and answers once."""
+        if self._has_ticked or self._is_alone:
+            return not len(self._queue)
+        return self._queue.has_only(KeepAlive)
 
     def _tick_is_wanted(self) -> bool:
         """One tick under way is enough: the same timers must not be proposed again before it is applied."""

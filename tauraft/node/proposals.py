@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from tauraft.errors import Overloaded
+from tauraft.fsm import Message
 from tauraft.node.replica import Item
 
 MAX_QUEUED_ITEMS = 20_000
@@ -45,6 +47,10 @@ class ProposalQueue:
         """Of the system itself: never refused, and before the others."""
         self._items.appendleft(item)
         self._bytes += len(item.payload)
+
+    def has_only(self, kind: type[Message[Any]]) -> bool:
+        """Also when it is empty. Looks no further than the first of another kind."""
+        return all(type(item.message) is kind for item in self._items)
 
     def take_only(self, wanted: Callable[[Item], bool]) -> list[Item]:
         """Those that may not wait, wherever they stand; the others keep their order."""

@@ -277,6 +277,6 @@ class Nemesis:
 
     async def _bad_network(self) -> None:
         choose = self._random.choice
-        self._all_links(lambda: (choose((0, 0.05, 0.3)), choose((0, 0.2)), (0.0, choose((0.002, 0.05, 0.3)))))
+        self._all_links(lambda: (choose((0, 0.05, 0.3)), choose((0, 0.2, 0.9)), (0.0, choose((0.002, 0.05, 0.3)))))
         await trio.sleep(self._pause())
         self._all_links(lambda: (0, 0, (0.0002, 0.002)))

@@ -238,20 +238,23 @@ class World:
             if replica.is_leader:
                 self.election_safety.leads(node.peer_id, replica.driver.raft.term)
 
-    def client(self, *, ttl_s: float = 10.0) -> SimulatedClient:
+    def client(self, *, ttl_s: float = 10.0, has_choice: bool | None = None) -> SimulatedClient:
+        """``has_choice``: it goes where the leader is. None: about half of them do."""
         self._clients += 1
-        return SimulatedClient(self, f"client-{self._clients}", ttl_s)
+        return SimulatedClient(self, f"client-{self._clients}", ttl_s, has_choice)
 
 
 class SimulatedClient:
     """A real session over the memory network, dialling whichever node answers; ``async with`` runs it."""
 
-    def __init__(self, world: World, name: str, ttl_s: float) -> None:
+    def __init__(self, world: World, name: str, ttl_s: float, has_choice: bool | None) -> None:
         self.name = name
         self.clock = SimulatedClock(rate=world.random.uniform(*CLOCK_RATES))
         self._world = world
         self._ttl_s = ttl_s
         self._random = Random(world.random.getrandbits(64))
+        # The others stay where they are, like the callers in a member's process: what they say to a follower is forwarded.
+        self._has_choice = self._random.random() < 0.5 if has_choice is None else has_choice
         self._scope = trio.CancelScope()
         self.life = trio.CancelScope()  # whoever works with it does so in here, and ends with it
         self._opened = trio.Event()
@@ -280,7 +283,7 @@ class SimulatedClient:
         with self._scope:
             async with self._world.network.transport(self.name) as transport:
                 self.transport = transport
-                dialer: Dialer = StreamDialer(self._open_stream, has_choice=True)
+                dialer: Dialer = StreamDialer(self._open_stream, has_choice=self._has_choice)
                 self.connector = Connector(
                     dialer,
                     make_session=self._make_session,
@@ -291,14 +294,14 @@ class SimulatedClient:
                 task_status.started()
                 await self.connector.run()
 
-    def _make_session(self, earlier: Callable[[], None]) -> Session:
+    def _make_session(self, reschedule: Callable[[], None]) -> Session:
         return Session(
             ttl_ns=int(self._ttl_s * 1e9),
             clock=self.clock.boottime_ns,
             random_bytes=self._random.randbytes,
             on_open=self._opened.set,
             on_lost=self._lose,
-            earlier=earlier,
+            reschedule=reschedule,
         )
 
     async def _open_stream(self, leader: LeaderIs | None) -> MessageStream:

@@ -38,8 +38,8 @@ class Net:
 
 
 def session_of(net: Net, ttl_s: float = 10) -> Callable[[Callable[[], None]], Session]:
-    return lambda earlier: Session(
-        ttl_ns=int(ttl_s * S), clock=clock, random_bytes=net.random.randbytes, earlier=earlier
+    return lambda reschedule: Session(
+        ttl_ns=int(ttl_s * S), clock=clock, random_bytes=net.random.randbytes, reschedule=reschedule
     )
 
 

@@ -33,16 +33,16 @@ class World:
         self.random = Random(7)
         self.lost_at: int | None = None
         self.connector = Connector(
-            self.dialer, make_session=lambda earlier: self._session(earlier, ttl_s), clock=clock, random=self.random,
+            self.dialer, make_session=lambda reschedule: self._session(reschedule, ttl_s), clock=clock, random=self.random,
             hello=Hello(1, "test", "host", 1),
         )  # fmt: skip
 
-    def _session(self, earlier: Callable[[], None], ttl_s: float) -> Session:
+    def _session(self, reschedule: Callable[[], None], ttl_s: float) -> Session:
         def lost() -> None:
             self.lost_at = clock()
 
         return Session(
-            ttl_ns=int(ttl_s * S), clock=clock, random_bytes=self.random.randbytes, on_lost=lost, earlier=earlier
+            ttl_ns=int(ttl_s * S), clock=clock, random_bytes=self.random.randbytes, on_lost=lost, reschedule=reschedule
         )
 
     @property
@@ -459,7 +459,7 @@ def test_keepalives_of_one_turn_share_a_command() -> None:
         async with world() as here, trio.open_nursery() as nursery:
             others = [
                 Connector(
-                    here.dialer, make_session=lambda earlier: here._session(earlier, 10), clock=clock, random=here.random,
+                    here.dialer, make_session=lambda reschedule: here._session(reschedule, 10), clock=clock, random=here.random,
                     hello=Hello(1, "", "", 0),
                 )
                 for _ in range(20)

@@ -74,7 +74,7 @@ def test_a_snapshot_installed_under_load_survives_kills_half_way() -> None:
 
         world.start_all()
         await world.wait_for_leader()
-        async with world.client() as client, trio.open_nursery() as nursery:
+        async with world.client(has_choice=True) as client, trio.open_nursery() as nursery:
             await client.opened()
             nursery.start_soon(write, client)
             await trio.sleep(3)

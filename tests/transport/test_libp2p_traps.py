@@ -19,6 +19,7 @@ from random import Random
 import anyio
 import pytest
 import trio
+from libp2p.stream_muxer.yamux.yamux import YamuxStream
 
 from tauraft.errors import InvalidOption
 from tauraft.testing.transport_suite import (
@@ -261,6 +262,37 @@ def test_nobody_is_dialled_on_the_librarys_own_account() -> None:
                 connector = node.library_host.get_network().auto_connector  # type: ignore[attr-defined]
                 assert not connector._started
             assert a.connected_peers() == [b.peer_id]
+
+    trio.run(story)
+
+
+def test_small_frames_are_not_answered_with_frames_and_large_ones_get_their_credit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The library sends a window update for every read: each frame would cost two."""
+    credit: list[int] = []
+    send_window_update = YamuxStream.send_window_update
+
+    async def counted(stream: YamuxStream, increment: int, skip_lock: bool = False) -> None:
+        credit.append(increment)
+        await send_window_update(stream, increment, skip_lock)
+
+    monkeypatch.setattr(YamuxStream, "send_window_update", counted)
+
+    async def story() -> None:
+        async with AsyncExitStack() as stack:
+            pair = await start_pair(Libp2pHarness(lane=False), stack)
+            credit.clear()  # the greetings'
+            for number in range(100):
+                pair.channel_a.send(pair.b.peer_id, b"%d" % number)
+                await pair.sink_b.until(lambda: len(pair.sink_b.frames) > number, "it arrives")  # noqa: B023  # at once
+            assert credit == []
+            for _ in range(100):  # more than the largest window that the library grows to
+                while not pair.channel_a.send(pair.b.peer_id, bytes(256 << 10)):
+                    await trio.sleep(0.01)
+            await pair.sink_b.until(lambda: len(pair.sink_b.frames) == 200, "all of it arrives")
+            assert credit
+            assert min(credit) >= 128 << 10
 
     trio.run(story)
 

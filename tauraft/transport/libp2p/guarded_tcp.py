@@ -5,6 +5,7 @@ What it changes, and which trap that closes:
 - a write runs shielded, with a time limit of its own: a cancelled caller cannot tear a frame, which would end the
   connection for everyone on it, and a stopped peer cannot block a writer for ever;
 - reads fill a 64 KiB buffer: the layers above ask for 2 and 12 bytes at a time;
+- what the socket takes or has at once costs no pass of the loop: a frame passes some ten of them in the layers above;
 - closing never waits, and ends the accepted connection's task, which else holds its slot until the host ends (the
   host refuses everyone after the 250th connection of its life);
 - listening does not share its port: py-libp2p sets SO_REUSEPORT, with which an occupied port looks free.
@@ -12,6 +13,7 @@ What it changes, and which trap that closes:
 
 from __future__ import annotations
 
+import os
 import socket as stdlib_socket
 from typing import Any
 
@@ -36,31 +38,65 @@ class GuardedStream(ReadWriteCloser):  # type: ignore[misc]
 
     def __init__(self, inner: Any, write_timeout_s: float = WRITE_TIMEOUT_S) -> None:
         self._inner = inner
-        keep_from_children(inner.stream.socket)
+        self._socket = inner.stream.socket
+        keep_from_children(self._socket)
         self._write_timeout_s = write_timeout_s
+        self._writers = 0  # that wait for the socket
         self._buffer = b""
         self.closed = trio.Event()
 
     async def write(self, data: bytes) -> None:
         if self.closed.is_set():
             raise ConnectionClosedError("the connection is closed", transport="tcp")
-        with trio.CancelScope(shield=True), trio.move_on_after(self._write_timeout_s) as limit:
-            await self._inner.write(data)
+        if not self._writers:
+            data = data[self._write_now(data) :]
+            if not data:
+                return
+        self._writers += 1
+        try:
+            with trio.CancelScope(shield=True), trio.move_on_after(self._write_timeout_s) as limit:
+                await self._inner.write(data)
+        finally:
+            self._writers -= 1
         if limit.cancelled_caught:
             # What was written of the frame cannot be taken back: the connection is of no use to anyone.
             self.close_now()
             raise ConnectionClosedError(f"the peer took nothing for {self._write_timeout_s:g} s", transport="tcp")
 
     async def read(self, n: int | None = None) -> bytes:
+        await trio.lowlevel.checkpoint_if_cancelled()
         if not self._buffer:
             if n is None or n >= _READ_BYTES:
-                return bytes(await self._inner.read(n))
-            self._buffer = await self._inner.read(_READ_BYTES)
-        else:
-            await trio.lowlevel.checkpoint()
+                return await self._read_some(n or _READ_BYTES)
+            self._buffer = await self._read_some(_READ_BYTES)
         data = self._buffer if n is None else self._buffer[:n]
         self._buffer = self._buffer[len(data) :]
         return data
+
+    def _write_now(self, data: bytes) -> int:
+        """How many bytes the socket took."""
+        try:
+            return os.write(self._socket.fileno(), data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise ConnectionClosedError(f"the connection broke: {error.strerror}", transport="tcp") from error
+
+    async def _read_some(self, most: int) -> bytes:
+        """b"": the peer ended the connection, or it was closed here."""
+        while True:
+            try:
+                return os.read(self._socket.fileno(), most)
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                if self.closed.is_set():
+                    return b""
+                raise ConnectionClosedError(f"the connection broke: {error.strerror}", transport="tcp") from error
+            try:
+                await trio.lowlevel.wait_readable(self._socket)
+            except trio.ClosedResourceError:
+                return b""
 
     async def close(self) -> None:
         self.close_now()
@@ -70,12 +106,12 @@ class GuardedStream(ReadWriteCloser):  # type: ignore[misc]
         """Readers and writers of it fail at once; nothing is awaited, so a stopped peer cannot hold us up."""
         if not self.closed.is_set():
             self.closed.set()
-            self._inner.stream.socket.close()
+            self._socket.close()
 
     def local_ip(self) -> str | None:
         """At which of our addresses the peer reached us, or we left from. None: it is closed."""
         try:
-            return str(self._inner.stream.socket.getsockname()[0])
+            return str(self._socket.getsockname()[0])
         except OSError:
             return None
 

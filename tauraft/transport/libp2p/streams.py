@@ -25,6 +25,7 @@ from tauraft.errors import WrongKey
 from tauraft.transport.frames import HEADER_BYTES, FrameSplitter, Kind, MalformedStream, gather, packed
 from tauraft.transport.libp2p.guarded_tcp import guarded_stream_of
 from tauraft.transport.libp2p.host import reset_stream
+from tauraft.transport.libp2p.muxed import MuxedStream
 from tauraft.transport.secure_frames import (
     NONCE_BYTES,
     BrokenRecord,
@@ -70,6 +71,7 @@ class PackedStream:
         self.peer_id = peer_id
         self.queued_bytes = 0
         self._stream = stream
+        self._muxed = MuxedStream(stream)
         self._raw = guarded_stream_of(stream.muxed_conn)
         self._waiting: deque[bytes] = deque()
         self._wake = trio.Event()
@@ -166,7 +168,7 @@ class PackedStream:
         splitter = FrameSplitter()
         while True:
             try:
-                data = await self._stream.read(_READ_BYTES)
+                data = await self._muxed.read(_READ_BYTES)
             except Exception as error:  # the library's edge: ends, resets, torn connections
                 return f"{self.peer_id} closed the connection ({type(error).__name__})"
             if not data:
@@ -197,7 +199,7 @@ class PackedStream:
                     continue
                 data = gather(self._waiting)
                 size = len(data)
-                await self._stream.write(data if self._sealer is None else self._sealer.seal(data))
+                await self._muxed.write(data if self._sealer is None else self._sealer.seal(data))
                 self.queued_bytes -= size
                 if not self.queued_bytes:
                     self._drained.set()
