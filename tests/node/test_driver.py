@@ -9,12 +9,15 @@ import msgpack
 import pytest
 
 from tauraft.core.membership import MembershipChange, Step, StepKind
-from tauraft.core.messages import Entry, EntryKind, HardState, Heartbeat, HeartbeatReply, Member
+from tauraft.core.messages import Append, Entry, EntryKind, HardState, Heartbeat, HeartbeatReply, Member
 from tauraft.core.progress import ProgressState
 from tauraft.errors import DataDirectoryError
 from tauraft.node import wire
-from tauraft.system.messages import Open
-from tests.node.cluster import CLUSTER_ID, Cluster, take_snapshot
+from tauraft.node.batch import pack_item
+from tauraft.node.replica import Item
+from tauraft.payloads import encode_message
+from tauraft.system.messages import KeepAlive, Open
+from tests.node.cluster import CLUSTER_ID, TIMING, Cluster, take_snapshot
 
 A, B, C, D, E = (Member(letter, 1) for letter in "abcde")
 
@@ -153,6 +156,42 @@ def test_changes_of_membership_let_no_more_ticks_pass_than_time_did() -> None:
         driver.set_members({"a": (), "c": ()})
         driver.turn()
     assert ticks <= 1, "a voter that restarted waits in ticks, and a leader judges its quorum by them"
+
+
+def test_a_keepalive_goes_with_the_next_heartbeat_or_the_next_command() -> None:
+    cluster = Cluster("abc").start()
+    leader = cluster.elect("a")
+    cluster.tick(2)
+    log = leader.driver.raft.log
+    keepalive = Item(0, 0, 0, 0, encode_message(KeepAlive(((1, 1),))))
+
+    def forward() -> None:
+        leader.driver.frames_received("b", [wire.pack(wire.FORWARD, [pack_item(keepalive)])])
+        cluster.pump()
+
+    end = log.last_index
+    forward()
+    forward()
+    assert log.last_index == end
+    cluster.clock.now_ns += int(TIMING.heartbeat_s * 1e9)
+    leader.driver.turn()
+    sent = [wire.decode_message(frame, "a", to) for _, to, frame in cluster.frames]
+    assert {type(message) for message in sent} == {Heartbeat, Append}
+    cluster.pump()
+    assert log.last_index == end + 1 == leader.machine.applied_index, "both in one entry"
+    forward()
+    leader.propose([Item(0, 0, 0, 0, encode_message(Open(bytes(16), bytes(32), 10_000_000_000, "", "", 0, None)))])
+    cluster.pump()
+    assert log.last_index == end + 2 == leader.machine.applied_index, "and nothing else waits for it"
+
+
+def test_who_is_alone_has_no_heartbeat_for_a_keepalive_to_go_with() -> None:
+    leader = Cluster("a").start().elect("a")
+    leader.driver.set_members({})
+    end = leader.driver.raft.log.last_index
+    leader.propose([Item(0, 0, 0, 0, encode_message(KeepAlive(((1, 1),))))])
+    leader.driver.turn()
+    assert leader.driver.raft.log.last_index == end + 1
 
 
 def test_who_is_alone_no_more_ticks_within_a_heartbeat() -> None:
