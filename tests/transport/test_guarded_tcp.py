@@ -50,6 +50,28 @@ def test_writes_that_must_wait_keep_their_order_and_stay_whole_when_cancelled() 
     trio.run(story)
 
 
+def test_what_is_sent_at_once_goes_before_all_that_is_written_later_also_where_the_socket_takes_a_part() -> None:
+    async def story() -> None:
+        guarded, theirs = pair()
+        with theirs:
+            guarded.send_now(b"first")
+            assert guarded.is_free and not guarded.has_unsent
+            assert theirs.recv(100) == b"first", "nothing was awaited"
+            large = bytes(MORE_THAN_A_SOCKET_TAKES)
+            guarded.send_now(large)
+            assert guarded.has_unsent and not guarded.is_free
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(guarded.write, b"second")
+                await trio.testing.wait_all_tasks_blocked()
+                assert not guarded.is_free, "somebody waits for the socket"
+                assert await take(theirs, len(large) + 6) == large + b"second"
+            assert guarded.is_free
+            guarded.close_now()
+            assert not guarded.is_free
+
+    trio.run(story)
+
+
 def test_a_peer_that_takes_nothing_ends_the_connection() -> None:
     async def story() -> None:
         guarded, theirs = pair(write_timeout_s=0.05)

@@ -19,17 +19,21 @@ from random import Random
 import anyio
 import pytest
 import trio
+import trio.testing
 from libp2p.stream_muxer.yamux.yamux import YamuxStream
 
 from tauraft.errors import InvalidOption
 from tauraft.testing.transport_suite import (
     NAMESPACE,
+    Pair,
     RecordingSink,
     echo,
     receive_count,
     start_pair,
     wait_until,
 )
+from tauraft.transport.libp2p import muxed
+from tauraft.transport.libp2p.guarded_tcp import GuardedStream
 from tauraft.transport.libp2p.transport import Libp2pTransport
 from tauraft.transport.transport import Channel, PeerUnreachable, StreamClosed, Transport, split_address
 from tests.transport.harnesses import Libp2pHarness, private_key
@@ -293,6 +297,41 @@ def test_small_frames_are_not_answered_with_frames_and_large_ones_get_their_cred
             await pair.sink_b.until(lambda: len(pair.sink_b.frames) == 200, "all of it arrives")
             assert credit
             assert min(credit) >= 128 << 10
+
+    trio.run(story)
+
+
+def test_a_frame_leaves_in_the_turn_that_sent_it_and_without_the_librarys_inside_all_goes_by_its_face(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A leader's frames must be gone before it turns to its disk. Another muxer than the one that is known is no error."""
+    at_once: list[bytes] = []
+    send_now = GuardedStream.send_now
+
+    def counted(stream: GuardedStream, data: bytes) -> None:
+        at_once.append(data)
+        send_now(stream, data)
+
+    monkeypatch.setattr(GuardedStream, "send_now", counted)
+
+    async def story() -> None:
+        async with AsyncExitStack() as stack:
+            pair = await start_pair(Libp2pHarness(lane=False), stack)
+            await trio.testing.wait_all_tasks_blocked()
+            at_once.clear()
+            pair.channel_a.send(pair.b.peer_id, b"one")
+            pair.channel_a.send(pair.b.peer_id, b"two")
+            pair.channel_a.flush()
+            assert len(at_once) == 1, "both in one write, and nothing was awaited"
+            await pair.sink_b.until(lambda: pair.sink_b.of(pair.a.peer_id) == [b"one", b"two"], "they arrive")
+        monkeypatch.setattr(muxed, "YamuxStream", Pair)
+        async with AsyncExitStack() as stack:
+            pair = await start_pair(Libp2pHarness(lane=False), stack)
+            at_once.clear()
+            for number in range(50):
+                pair.channel_a.send(pair.b.peer_id, b"%d" % number)
+            await pair.sink_b.until(lambda: len(pair.sink_b.frames) == 50, "they arrive")
+            assert at_once == []
 
     trio.run(story)
 

@@ -94,7 +94,7 @@ class Libp2pChannel:
         self._links: dict[str, OutgoingLink] = {}
         self._incoming: dict[str, IncomingPeer] = {}
         self.context: bytes | None = None
-        self._to_flush: list[SendingLane] = []
+        self._to_flush: list[SendingLane | PackedStream] = []
         self._is_corked = False
         self._flush_wanted = trio.Event()
         self._flusher = trio.CancelScope()
@@ -119,9 +119,9 @@ class Libp2pChannel:
     def flush(self) -> None:
         self._is_corked = False
         if self._to_flush:
-            lanes, self._to_flush = self._to_flush, []
-            for lane in lanes:
-                lane.flush()
+            ways, self._to_flush = self._to_flush, []
+            for way in ways:
+                way.flush()
 
     def set_members(self, members: Mapping[str, Sequence[str]]) -> None:
         self._members = {peer: tuple(addresses) for peer, addresses in members.items() if peer != self._host.peer_id}
@@ -174,13 +174,13 @@ class Libp2pChannel:
     def is_member(self, peer_id: str) -> bool:
         return peer_id in self._members
 
-    def flush_later(self, lane: SendingLane) -> None:
-        if lane.awaits_flush:
+    def flush_later(self, way: SendingLane | PackedStream) -> None:
+        if way.awaits_flush:
             return
-        lane.awaits_flush = True
+        way.awaits_flush = True
         if not self._to_flush and not self._is_corked:
             self._flush_wanted.set()
-        self._to_flush.append(lane)
+        self._to_flush.append(way)
 
     async def run_lane(self, lane: ReceivingLane) -> None:
         """The life of one lane that a member opened to us."""
@@ -275,7 +275,8 @@ class OutgoingLink:
         if self._stream is not None:
             if self._stream.queued_bytes + size > MAX_QUEUED_BYTES:
                 return False
-            self._stream.push(frame)
+            self._stream.add(frame)
+            self._channel.flush_later(self._stream)
             return True
         # One frame of any size may wait, or the first large one would never go.
         if self._waiting_bytes and self._waiting_bytes + size > MAX_WAITING_BYTES:

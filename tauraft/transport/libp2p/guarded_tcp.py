@@ -42,12 +42,15 @@ class GuardedStream(ReadWriteCloser):  # type: ignore[misc]
         keep_from_children(self._socket)
         self._write_timeout_s = write_timeout_s
         self._writers = 0  # that wait for the socket
+        self._unsent = b""  # of ``send_now``
         self._buffer = b""
         self.closed = trio.Event()
 
     async def write(self, data: bytes) -> None:
         if self.closed.is_set():
             raise ConnectionClosedError("the connection is closed", transport="tcp")
+        if self._unsent:
+            data, self._unsent = self._unsent + data, b""
         if not self._writers:
             data = data[self._write_now(data) :]
             if not data:
@@ -72,6 +75,19 @@ class GuardedStream(ReadWriteCloser):  # type: ignore[misc]
         data = self._buffer if n is None else self._buffer[:n]
         self._buffer = self._buffer[len(data) :]
         return data
+
+    @property
+    def is_free(self) -> bool:
+        """``send_now`` may be used: nothing waits that must go before."""
+        return not self._writers and not self._unsent and not self.closed.is_set()
+
+    @property
+    def has_unsent(self) -> bool:
+        return bool(self._unsent)
+
+    def send_now(self, data: bytes) -> None:
+        """What the socket has no room for goes before the next ``write``; whoever called sees to that there is one."""
+        self._unsent = data[self._write_now(data) :]
 
     def _write_now(self, data: bytes) -> int:
         """How many bytes the socket took."""

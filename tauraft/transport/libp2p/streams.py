@@ -62,10 +62,11 @@ class Status(IntEnum):
 
 
 RELAXED_PING_S = 10.0
+SEAL_BYTES = 64  # more than sealing adds to a record
 
 
 class PackedStream:
-    """Made by ``greet`` or ``answer``; then ``run`` in a task, ``push`` from anywhere."""
+    """Made by ``greet`` or ``answer``; then ``run`` in a task, and from anywhere ``push``, or ``add`` and later ``flush``."""
 
     def __init__(self, stream: Any, peer_id: str) -> None:
         self.peer_id = peer_id
@@ -82,6 +83,9 @@ class PackedStream:
         self._ping_s = self._peer_pings_s = PING_INTERVAL_S
         self._end_reason: str | None = None
         self._is_finished = False
+        self._is_writing = False
+        self._last_sent_s = self._last_heard_s
+        self.awaits_flush = False  # for whoever gathers streams to flush
 
     @property
     def remote_ip(self) -> str | None:
@@ -101,11 +105,32 @@ class PackedStream:
             self._sealer, self._opener = RecordSealer(keys.send), RecordOpener(keys.receive)
 
     def push(self, frame: bytes, kind: Kind = Kind.DATA) -> None:
-        """Queue one frame; the caller watches ``queued_bytes``."""
+        """Queue one frame for the writer's task; the caller watches ``queued_bytes``."""
+        self.add(frame, kind)
+        self._wake.set()
+
+    def add(self, frame: bytes, kind: Kind = Kind.DATA) -> None:
+        """Queue one frame for the next ``flush``; the caller watches ``queued_bytes``."""
         piece = packed(frame, kind)
         self.queued_bytes += len(piece)
         self._waiting.append(piece)
-        self._wake.set()
+
+    def flush(self) -> None:
+        """Send what waits here and now, if it can go at once; else the writer's task does."""
+        self.awaits_flush = False
+        if not self._waiting or self._end_reason is not None:
+            return
+        if self._is_writing or self.queued_bytes + SEAL_BYTES > self._muxed.room_now():
+            self._wake.set()
+            return
+        data = gather(self._waiting)
+        try:
+            self._muxed.write_now(self._sealed(data))
+        except Exception as error:  # the library's edge
+            self._end(f"{self.peer_id} cannot be written to ({error})")
+        self._written(len(data))
+        if self._muxed.must_drain or self._end_reason is not None:
+            self._wake.set()
 
     def relax(self, is_idle: bool) -> None:
         """A lane carries the frames: whoever dies or is silent shows there, so this stream only has to be kept.
@@ -194,23 +219,32 @@ class PackedStream:
     async def _write_until_end(self, scope: trio.CancelScope) -> None:
         try:
             while self._end_reason is None:
+                await self._muxed.drain()
                 if not self._waiting:
                     await self._wait_or_ping()
                     continue
                 data = gather(self._waiting)
-                size = len(data)
-                await self._muxed.write(data if self._sealer is None else self._sealer.seal(data))
-                self.queued_bytes -= size
-                if not self.queued_bytes:
-                    self._drained.set()
+                self._is_writing = True
+                await self._muxed.write(self._sealed(data))
+                self._is_writing = False
+                self._written(len(data))
         except Exception as error:  # the library's edge
             self._end(f"{self.peer_id} cannot be written to ({error})")
         scope.cancel()
 
+    def _sealed(self, data: bytes) -> bytes:
+        return data if self._sealer is None else self._sealer.seal(data)
+
+    def _written(self, size: int) -> None:
+        self._last_sent_s = trio.current_time()
+        self.queued_bytes -= size
+        if not self.queued_bytes:
+            self._drained.set()
+
     async def _wait_or_ping(self) -> None:
         self._wake = trio.Event()
         asleep_since = trio.current_time()
-        with trio.move_on_after(self._ping_s):
+        with trio.CancelScope(deadline=self._last_sent_s + self._ping_s):
             await self._wake.wait()
             return
         now = trio.current_time()
@@ -220,7 +254,8 @@ class PackedStream:
         if now - self._last_heard_s > silence_s and not was_stalled:
             self.abandon(f"{self.peer_id} was not heard for {silence_s:g} s")
             return
-        self._push_ping()
+        if now - self._last_sent_s >= self._ping_s:
+            self._push_ping()
 
     def _push_ping(self) -> None:
         self.push(bytes([int(self._ping_s)]), Kind.PING)
