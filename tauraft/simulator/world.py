@@ -247,7 +247,7 @@ class World:
 class SimulatedClient:
     """A real session over the memory network, dialling whichever node answers; ``async with`` runs it."""
 
-    def __init__(self, world: World, name: str, ttl_s: float, has_choice: bool | None) -> None:
+    def __init__(self, world: World, name: str, ttl_s: float, has_choice: bool | None = None) -> None:
         self.name = name
         self.clock = SimulatedClock(rate=world.random.uniform(*CLOCK_RATES))
         self._world = world

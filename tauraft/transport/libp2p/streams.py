@@ -135,7 +135,7 @@ class PackedStream:
     def relax(self, is_idle: bool) -> None:
         """A lane carries the frames: whoever dies or is silent shows there, so this stream only has to be kept.
 
-        A ping passes the muxer eight times, and is the dearest thing an idle node does.
+        A ping passes the muxer at both ends, and is the dearest thing an idle node does.
         """
         self._ping_s = RELAXED_PING_S if is_idle else PING_INTERVAL_S
         if self._end_reason is None:
