@@ -62,6 +62,7 @@ async def open_host(options: ClusterOptions, engine: Engine) -> AsyncIterator[Na
         open_namespace(node, options) as opened,
     ):
         yield opened
+        node.is_closing = True
         await node.hook_calls.node_stopping(node)  # while its one namespace is there
 
 
@@ -108,6 +109,7 @@ class NodeHost:
         self.registry, self.clock, self.random = registry, clock, random
         self.hook_calls = HookCalls(registry.hooks)
         self.is_settled = trio.Event()  # it is the node, or stands by
+        self.is_closing = False  # nothing is opened for others any more: one of them will be the node
         # What a plugin list asks for must be there; what is merely installed need not be (an upgrade under way).
         self.required_plugins = _names_of(options.plugins)
         self._directory: DataDirectory | None = None
@@ -117,6 +119,7 @@ class NodeHost:
         self._nursery: trio.Nursery | None = None
         self._local: LocalSocketServer | None = None
         self._namespaces: dict[str, Namespace] = {}
+        self._last: dict[str, Namespace] = {}  # of each name, also those that are being ended
         self._discoverers: dict[str, list[Discoverer]] = {}
         self._known: set[str] = set()
         self._lock_wanted = trio.Event()
@@ -245,7 +248,11 @@ class NodeHost:
             await self._end(namespace)
 
     def _open(self, options: ClusterOptions) -> Namespace:
-        opened = self._namespaces[options.namespace] = Namespace(self, options)
+        earlier = self._last.get(options.namespace)
+        if earlier is not None:
+            earlier.stop()  # it has failed, or is being ended
+        opened = Namespace(self, options, earlier)
+        self._namespaces[options.namespace] = self._last[options.namespace] = opened
         if self._nursery is not None:
             self._start(opened)
         return opened
@@ -269,6 +276,8 @@ class NodeHost:
             if self._local is not None:
                 self._local.stop_serving(name)
         await namespace.end()
+        if self._last.get(name) is namespace:
+            del self._last[name]
 
     # Its life.
 
@@ -286,6 +295,7 @@ class NodeHost:
 
     async def close(self) -> None:
         """End what is open, each with its disk in order."""
+        self.is_closing = True
         async with trio.open_nursery() as nursery:
             for namespace in list(self._namespaces.values()):
                 nursery.start_soon(self._end, namespace)
@@ -372,6 +382,8 @@ class NodeHost:
         """A standby uses a namespace that nobody in this process does: it is opened, and stays open."""
         found = self._namespaces.get(namespace)
         if found is None:
+            if self.is_closing:
+                return
             asked = {name: value for name, value in wants.get("options", {}).items() if name in ASKED_OPTIONS}
             found = self._open(cluster_options(namespace, shared_options(self.options) | asked))
         await found.serve_local(stream)

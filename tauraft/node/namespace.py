@@ -76,8 +76,10 @@ _log = logging.getLogger("tauraft.node")
 class Namespace:
     """See the module. What a facade stands on (``tauraft.cluster.ClusterHost``)."""
 
-    def __init__(self, node: NodeHost, options: ClusterOptions) -> None:
+    def __init__(self, node: NodeHost, options: ClusterOptions, earlier: Namespace | None) -> None:
+        """``earlier``: the one whose place it takes; it may still be at work on the same files."""
         self.node = node
+        self._earlier = earlier
         self.options = options
         self.users = 0
         self.problem: TauraftError | None = None
@@ -160,8 +162,10 @@ class Namespace:
 
     async def run(self, transport: Transport) -> None:
         """Until it is ended, or fails: that is ``problem`` then. Only in the process that holds the directory."""
-        self.has_ended = trio.Event()
         try:
+            if self._earlier is not None:
+                await self._earlier.has_ended.wait()  # also when this one is to end: the next one waits for it alone
+                self._earlier = None
             with self._scope:
                 await self._take_part(transport)
         except Exception as error:  # the edge that owns the task: other namespaces go on
@@ -169,8 +173,11 @@ class Namespace:
         finally:
             self.has_ended.set()
 
-    async def end(self) -> None:
+    def stop(self) -> None:
         self._scope.cancel()
+
+    async def end(self) -> None:
+        self.stop()
         await self.has_ended.wait()
 
     def note_problem(self, peer_id: str, error: Exception) -> None:
