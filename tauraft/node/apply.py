@@ -56,7 +56,7 @@ from tauraft.system.sessions import (
     payload_hash,
 )
 from tauraft.system.tables import ActiveVersion, ReplicaRow, System, WallStep
-from tauraft.system.timers import MAX_FIRED_PER_ENTRY, Timers
+from tauraft.system.timers import MAX_FIRED_PER_ENTRY, TIMER_TABLES, Timers
 from tauraft.tables import DIGEST_BITS, Change, LoadedRows, TableSet, load_rows
 
 R = TypeVar("R")
@@ -321,8 +321,12 @@ class Machine:
 
     @property
     def only_renewed(self) -> bool:
-        """The last entry answered nobody, and changed nothing but until when sessions last."""
-        return not self._outcomes and not self._changes and all(event.kind == "renewed" for event in self._events)
+        """The last entry answered nobody, and changed nothing but until when sessions last, and when that is looked at."""
+        return (
+            not self._outcomes
+            and all(event.kind == "renewed" for event in self._events)
+            and all(table in TIMER_TABLES for frame in self._changes for table, *_ in frame.changes)
+        )
 
     def _fingerprint(self) -> bytes:
         """A digest of all that must be equal on every replica at this index (SAFETY 28)."""

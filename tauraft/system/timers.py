@@ -6,9 +6,11 @@ deleted in a scope of its own before its command runs, so that a command that ra
 
 from __future__ import annotations
 
+from tauraft.system.messages import SYSTEM
 from tauraft.system.tables import System, TimerPlace, TimerRow
 
 MAX_FIRED_PER_ENTRY = 500
+TIMER_TABLES = frozenset(f"{SYSTEM}/{table}" for table in ("timers", "wall_timers", "timer_places"))
 END = (1 << 63) - 1
 
 

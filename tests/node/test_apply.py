@@ -496,6 +496,24 @@ def test_a_renewal_at_the_deadline_is_too_late_also_behind_more_timers_than_an_e
     assert desk.machine.sessions.get(bob.id) is None
 
 
+def test_what_only_renews_sessions_and_moves_their_timers_is_told_from_what_somebody_waits_for(desk: Harness) -> None:
+    """The first goes to followers with the next heartbeat, and lets an idle leader go on beating slowly."""
+    alice = desk.open(ttl_s=10)
+    assert not desk.machine.only_renewed, "a session was opened"
+    desk.now_ns += 5 * SECOND_NS
+    desk.system(KeepAlive(((alice.id, 1),)))
+    assert desk.machine.only_renewed
+    desk.now_ns += 5 * SECOND_NS
+    desk.system(Tick())
+    assert desk.machine.sessions.get(alice.id) is not None
+    assert desk.machine.only_renewed, "its timer was looked at, and moved"
+    alice.run(Note("something"))
+    assert not desk.machine.only_renewed
+    desk.now_ns += 10 * SECOND_NS
+    desk.system(Tick())
+    assert not desk.machine.only_renewed, "it has expired"
+
+
 def test_an_entry_fires_so_many_timers_and_the_next_one_the_rest(desk: Harness) -> None:
     alice = desk.open()
     alice.run(Later(1, "note", MAX_FIRED_PER_ENTRY + 3))
