@@ -542,7 +542,8 @@ class CommandService:
         renewed, self._keepalives = self._keepalives, {}
         self._keepalive_at = NEVER
         if renewed:
-            self._to_propose.append(_system_item(system.KeepAlive(tuple(sorted(renewed.items())))))
+            keepalive = system.KeepAlive(tuple(sorted(renewed.items())))
+            self._to_propose.append(_system_item(keepalive, wait_ns=self._shortest_ttl_ns // 20))
             self._flush()  # lost with its forward: the client says it again
 
     def _close(self, end: _ClientEnd, message: Close) -> None:
@@ -802,8 +803,8 @@ class _StreamEnd:
         self.scope.cancel()
 
 
-def _system_item(command: Any) -> Item:
-    return Item(0, 0, 0, 0, encode_message(command), command)
+def _system_item(command: Any, wait_ns: int = 0) -> Item:
+    return Item(0, 0, 0, wait_ns, encode_message(command), command)
 
 
 def _plain(value: Any) -> Any:

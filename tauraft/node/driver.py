@@ -57,7 +57,7 @@ from tauraft.node.proposals import ProposalQueue
 from tauraft.node.replica import Item, Outcome, SessionEvent, Suspension
 from tauraft.node.snapshots import SnapshotMover
 from tauraft.storage.log_store import Compacted as StoreCompacted, LogStore, StorageFull
-from tauraft.system.messages import UNATTENDED, Activate, Announce, KeepAlive, SetWall
+from tauraft.system.messages import UNATTENDED, Activate, Announce, SetWall
 from tauraft.transport.transport import Channel
 
 # The folder, not the whole directory: the identity in it is what the new member takes the old one's place by.
@@ -582,10 +582,10 @@ class Driver:
                 return
 
     def _may_wait(self) -> bool:
-        """Keepalives alone go with the next heartbeat: an idle follower is woken once for both, and answers once."""
+        """Keepalives go with the next heartbeat, if that is soon: an idle follower is woken once for both, and answers once."""
         if self._has_ticked or self._is_alone:
             return not len(self._queue)
-        return self._queue.has_only(KeepAlive)
+        return self._queue.may_wait(self._next_tick_ns - self._clock.monotonic_ns())
 
     def _tick_is_wanted(self) -> bool:
         """One tick under way is enough: the same timers must not be proposed again before it is applied."""

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from tauraft.errors import Overloaded
-from tauraft.fsm import Message
 from tauraft.node.replica import Item
+from tauraft.system.messages import KeepAlive
 
 MAX_QUEUED_ITEMS = 20_000
 MAX_QUEUED_BYTES = 32 << 20
@@ -48,9 +47,9 @@ class ProposalQueue:
         self._items.appendleft(item)
         self._bytes += len(item.payload)
 
-    def has_only(self, kind: type[Message[Any]]) -> bool:
-        """Also when it is empty. Looks no further than the first of another kind."""
-        return all(type(item.message) is kind for item in self._items)
+    def may_wait(self, time_ns: int) -> bool:
+        """Keepalives may, as long as their ``wait_ns`` says. Looks no further than the first that may not."""
+        return all(item.wait_ns >= time_ns and type(item.message) is KeepAlive for item in self._items)
 
     def take_only(self, wanted: Callable[[Item], bool]) -> list[Item]:
         """Those that may not wait, wherever they stand; the others keep their order."""

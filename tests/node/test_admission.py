@@ -35,7 +35,7 @@ def test_what_no_replica_could_apply_is_refused_before_it_is_in_the_log(what: st
     leader.driver.turn()
     assert leader.driver.raft.log.last_index == end, "nor when another replica forwards it"
     leader.propose([Item(0, 0, 0, 0, encode_message(KeepAlive(())))])
-    cluster.tick(1)  # it goes with the heartbeat
+    cluster.pump()
     assert leader.driver.raft.log.last_index == end + 1
 
 

@@ -163,9 +163,9 @@ def test_a_keepalive_goes_with_the_next_heartbeat_or_the_next_command() -> None:
     leader = cluster.elect("a")
     cluster.tick(2)
     log = leader.driver.raft.log
-    keepalive = Item(0, 0, 0, 0, encode_message(KeepAlive(((1, 1),))))
 
-    def forward() -> None:
+    def forward(wait_s: float = 0.5) -> None:
+        keepalive = Item(0, 0, 0, int(wait_s * 1e9), encode_message(KeepAlive(((1, 1),))))
         leader.driver.frames_received("b", [wire.pack(wire.FORWARD, [pack_item(keepalive)])])
         cluster.pump()
 
@@ -183,13 +183,15 @@ def test_a_keepalive_goes_with_the_next_heartbeat_or_the_next_command() -> None:
     leader.propose([Item(0, 0, 0, 0, encode_message(Open(bytes(16), bytes(32), 10_000_000_000, "", "", 0, None)))])
     cluster.pump()
     assert log.last_index == end + 2 == leader.machine.applied_index, "and nothing else waits for it"
+    forward(wait_s=0.05)
+    assert log.last_index == end + 3, "a session that lasts a second cannot wait for a heartbeat"
 
 
 def test_who_is_alone_has_no_heartbeat_for_a_keepalive_to_go_with() -> None:
     leader = Cluster("a").start().elect("a")
     leader.driver.set_members({})
     end = leader.driver.raft.log.last_index
-    leader.propose([Item(0, 0, 0, 0, encode_message(KeepAlive(((1, 1),))))])
+    leader.propose([Item(0, 0, 0, 1 << 40, encode_message(KeepAlive(((1, 1),))))])
     leader.driver.turn()
     assert leader.driver.raft.log.last_index == end + 1
 
