@@ -102,7 +102,7 @@ class RaftConfig:
     max_inflight: int = 256  # Appends under way to one member
     max_inflight_bytes: int = 16 << 20
     max_uncommitted_bytes: int = 64 << 20
-    max_committed_bytes_per_ready: int = 4 << 20
+    max_committed_bytes_per_ready: int = 16 << 10
     lease_reads: bool = False
     step_down_on_removal: bool = True
 

@@ -68,6 +68,7 @@ TELL_COMMIT_NS = 5_000_000  # how long a follower with nobody waiting may be beh
 NEVER_NS = 1 << 63
 QUIET_NS = 2 * SECOND_NS  # after which a leader beats at its idle pace
 IDLE_PACE = 2
+LONG_TURN_NS = 10_000_000  # after which the rest is left for the next
 LONGER_NS = 10_000_000  # by which a deadline must have moved away before sleeping on is worth the trouble
 HURRY_NS = SECOND_NS  # for so long after a forward its sender is told at once
 
@@ -148,6 +149,7 @@ class Driver:
         self._held: list[Message] = []  # ready to step once their snapshot is here
         self._wake = anyio.Event()
         self._is_running = self._is_turning = self._is_alone = False
+        self._is_behind = False  # the last turn left something for the next
         self._failure: Exception | None = None
         self._next_tick_ns = self._last_tick_ns = self._sleeps_until_ns = clock.monotonic_ns()
         self._sleep: anyio.CancelScope | None = None  # of ``run``, until ``_sleeps_until_ns``
@@ -318,7 +320,7 @@ class Driver:
 
     def _turn_now(self) -> None:
         """In the task of whoever brought something. What goes wrong comes out of ``run``."""
-        if self._is_turning or not self._is_running or self._failure is not None:
+        if self._is_turning or self._is_behind or not self._is_running or self._failure is not None:
             self.wake()
             return
         try:
@@ -343,7 +345,7 @@ class Driver:
             self._sleeps_briefly = deadline_ns == self._tell_commit_at_ns
 
     def turn(self) -> None:
-        self._is_turning = True
+        self._is_turning, self._is_behind = True, False
         self.begin_turn()
         self._channel.cork()
         try:
@@ -360,10 +362,16 @@ class Driver:
         self._tick_when_due()
         self._propose_batch()
         self._ask_reads()
+        must_end_ns = self._clock.monotonic_ns() + LONG_TURN_NS
         while self._unwritten is None and self.raft.has_ready():
             self._perform(self.raft.ready())
             self._ask_reads()
             self._propose_batch()
+            if self._clock.monotonic_ns() > must_end_ns:
+                # There is much to catch up with. ``run`` goes on, and others on this loop get their turn in between.
+                self._is_behind = True
+                self.wake()
+                break
         self._owe_commit()
 
     def _owe_commit(self) -> None:

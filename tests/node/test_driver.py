@@ -17,9 +17,20 @@ from tauraft.node.batch import pack_item
 from tauraft.node.replica import Item
 from tauraft.payloads import encode_message
 from tauraft.system.messages import KeepAlive, Open
-from tests.node.cluster import CLUSTER_ID, TIMING, Cluster, take_snapshot
+from tests.node.cluster import CLUSTER_ID, TIMING, Cluster, ManualClock, take_snapshot
 
 A, B, C, D, E = (Member(letter, 1) for letter in "abcde")
+
+
+class SlowClock(ManualClock):
+    """A machine on which everything takes long: each look at this clock finds it 20 ms later."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self.now_ns = clock.now_ns
+
+    def monotonic_ns(self) -> int:
+        self.now_ns += 20_000_000
+        return self.now_ns
 
 
 def learners(*members: Member) -> MembershipChange:
@@ -156,6 +167,34 @@ def test_changes_of_membership_let_no_more_ticks_pass_than_time_did() -> None:
         driver.set_members({"a": (), "c": ()})
         driver.turn()
     assert ticks <= 1, "a voter that restarted waits in ticks, and a leader judges its quorum by them"
+
+
+def test_who_has_much_to_catch_up_with_does_it_in_turns_of_some_milliseconds() -> None:
+    """An engine's loop that stands still for as long as a thousand entries take would miss its heartbeats."""
+    cluster = Cluster("abc").start()
+    leader = cluster.elect("a")
+    cluster.tick(2)
+    cluster.drops = lambda sender, to, frame: to == "c"
+    for number in range(400):
+        command = Open(number.to_bytes(16, "big"), bytes(32), 10_000_000_000, "", "", 0, None)
+        leader.propose([Item(0, 0, 0, 0, encode_message(command))])
+        cluster.pump()
+    late = cluster["c"]
+    late.driver._clock = SlowClock(cluster.clock)
+    cluster.drops = lambda sender, to, frame: False
+    leader.driver.raft.forget_progress(late.me)
+    applied: list[int] = []
+    while late.machine.applied_index < leader.machine.applied_index and len(applied) < 50:
+        before = late.machine.applied_index
+        late.driver.turn()
+        applied.append(late.machine.applied_index - before)
+        frames, cluster.frames = cluster.frames, []
+        for sender, to, frame in frames:
+            cluster[to].driver.frames_received(sender, [frame])
+        leader.driver.turn()
+    assert sum(applied) >= 400
+    assert max(applied) < 250, "not all in one turn"
+    assert late.machine.tables.digest() == leader.machine.tables.digest()
 
 
 def test_a_keepalive_goes_with_the_next_heartbeat_or_the_next_command() -> None:
