@@ -367,7 +367,7 @@ class Driver:
             self._perform(self.raft.ready())
             self._ask_reads()
             self._propose_batch()
-            if self._clock.monotonic_ns() > must_end_ns:
+            if self._clock.monotonic_ns() > must_end_ns and self.raft.has_ready():
                 # There is much to catch up with. ``run`` goes on, and others on this loop get their turn in between.
                 self._is_behind = True
                 self.wake()
