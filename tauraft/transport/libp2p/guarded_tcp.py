@@ -96,7 +96,7 @@ class GuardedStream(ReadWriteCloser):  # type: ignore[misc]
         except BlockingIOError:
             return 0
         except OSError as error:
-            raise ConnectionClosedError(f"the connection broke: {error.strerror}", transport="tcp") from error
+            raise _broken(error) from error
 
     async def _read_some(self, most: int) -> bytes:
         """b"": the peer ended the connection, or it was closed here."""
@@ -108,7 +108,7 @@ class GuardedStream(ReadWriteCloser):  # type: ignore[misc]
             except OSError as error:
                 if self.closed.is_set():
                     return b""
-                raise ConnectionClosedError(f"the connection broke: {error.strerror}", transport="tcp") from error
+                raise _broken(error) from error
             try:
                 await trio.lowlevel.wait_readable(self._socket)
             except trio.ClosedResourceError:
@@ -134,6 +134,10 @@ class GuardedStream(ReadWriteCloser):  # type: ignore[misc]
     def get_remote_address(self) -> tuple[str, int] | None:
         address: tuple[str, int] | None = self._inner.get_remote_address()
         return address
+
+
+def _broken(error: OSError) -> ConnectionClosedError:
+    return ConnectionClosedError(f"the connection broke: {error.strerror}", transport="tcp")
 
 
 class GuardedTCP(TCP):  # type: ignore[misc]

@@ -35,23 +35,25 @@ class MuxedStream:
         self._face = stream
         self._owed_bytes = 0  # of credit, to the peer
         # Mutable attributes of the library's classes are reached, hence Any.
-        muxed, below = stream.muxed_stream, guarded_stream_of(stream.muxed_conn)
+        muxed = stream.muxed_stream
+        self.raw: GuardedStream | None = guarded_stream_of(stream.muxed_conn)
         noise = getattr(getattr(stream.muxed_conn, "secured_conn", None), "conn", None)
-        is_known = isinstance(muxed, YamuxStream) and isinstance(noise, NoiseTransportReadWriter) and below is not None
+        is_known = (
+            isinstance(muxed, YamuxStream) and isinstance(noise, NoiseTransportReadWriter) and self.raw is not None
+        )
         self._yamux: Any = muxed if is_known else None
         self._noise: Any = noise
-        self._raw: GuardedStream | None = below
 
     def room_now(self) -> int:
         """How many bytes ``write_now`` takes at this moment."""
-        yamux, raw = self._yamux, self._raw
+        yamux, raw = self._yamux, self.raw
         if yamux is None or raw is None or not raw.is_free or yamux.send_closed or yamux.conn._write_lock.locked():
             return 0
         return min(int(yamux.send_window), _MOST_AT_ONCE)
 
     def write_now(self, data: bytes) -> None:
         """At most ``room_now`` bytes. What the socket has no room for waits for ``drain``."""
-        yamux, raw = self._yamux, self._raw
+        yamux, raw = self._yamux, self.raw
         assert raw is not None
         yamux.send_window -= len(data)
         header = struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_DATA, 0, yamux.stream_id, len(data))
@@ -60,12 +62,12 @@ class MuxedStream:
 
     @property
     def must_drain(self) -> bool:
-        return self._raw is not None and self._raw.has_unsent
+        return self.raw is not None and self.raw.has_unsent
 
     async def drain(self) -> None:
         """Returns at once when there is nothing."""
-        if self._raw is not None and self._raw.has_unsent:
-            await self._raw.write(b"")
+        if self.raw is not None and self.raw.has_unsent:
+            await self.raw.write(b"")
 
     async def write(self, data: bytes) -> None:
         if len(data) <= self.room_now():

@@ -23,7 +23,6 @@ import trio
 
 from tauraft.errors import WrongKey
 from tauraft.transport.frames import HEADER_BYTES, FrameSplitter, Kind, MalformedStream, gather, packed
-from tauraft.transport.libp2p.guarded_tcp import guarded_stream_of
 from tauraft.transport.libp2p.host import reset_stream
 from tauraft.transport.libp2p.muxed import MuxedStream
 from tauraft.transport.secure_frames import (
@@ -73,7 +72,7 @@ class PackedStream:
         self.queued_bytes = 0
         self._stream = stream
         self._muxed = MuxedStream(stream)
-        self._raw = guarded_stream_of(stream.muxed_conn)
+        self._raw = self._muxed.raw
         self._waiting: deque[bytes] = deque()
         self._wake = trio.Event()
         self._drained = trio.Event()
