@@ -262,11 +262,13 @@ class Completions:
 
     def __init__(self, request_flush: Callable[[], object]) -> None:
         self._dirty: list[Mailbox] = []
+        self._have_woken = False
         self._request_flush = request_flush
 
     def complete(self, waiter: Waiter) -> None:
         """Engine's thread. The waiter's result is set before."""
         waiter.is_done = True
+        self._have_woken = True
         mailbox = waiter.mailbox
         if mailbox is None:
             waiter.handle.release()
@@ -277,6 +279,11 @@ class Completions:
             if not self._dirty:
                 self._request_flush()
             self._dirty.append(mailbox)
+
+    def have_woken(self) -> bool:
+        """Anybody, since this was last asked?"""
+        have_woken, self._have_woken = self._have_woken, False
+        return have_woken
 
     def flush(self) -> None:
         dirty, self._dirty = self._dirty, []

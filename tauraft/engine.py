@@ -13,6 +13,10 @@ over all that the process has loaded every 10,000 commands, 0.1 s each, with the
 fork: the child has no engine thread.  Its inherited engine is poisoned (``post`` raises ``ForkedProcess``), and a new
 facade starts a new engine; sockets and locks are closed there by those who made them.
 
+A caller who awaits one command after another posts the next within some 0.2 ms of its answer, and needs the GIL to get there: the thread
+lets it, and waits for that post instead of going on with what nobody waits for (``linger``). What runs beside others on one CPU gives
+way where they are waited for (``give_way``). docs/decisions/0007-turns has what both are worth.
+
 A daemon thread, so that a forgotten ``close`` does not hang the interpreter; ``atexit`` closes what is open.
 """
 
@@ -27,7 +31,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any, Final
 from weakref import WeakSet
 
@@ -41,6 +47,8 @@ logger = logging.getLogger("tauraft.engine")
 SWITCH_INTERVAL_S: Final = 0.0005
 COLLECT_AFTER: Final = 10_000
 MAX_WAITING_POSTS: Final = 200_000
+LINGER_S: Final = 0.0003
+LONE_TURNS: Final = 8  # since it last lingered: with more than these it has others to serve
 LAG_PROBE_S: Final = 0.25
 IDLE_LAG_PROBE_S: Final = 1.0
 LAG_KEPT_PER_S: Final = 0.75
@@ -95,6 +103,11 @@ class Engine:
         self._flush = trio.Event()
         self._turns = 0  # begun and not ended: one may begin inside another
         self._at_end: list[Callable[[], object]] = []
+        self._turns_since = 0  # it last lingered, or could have
+        self._could_linger_ns = 0  # when
+        self._is_answered_promptly = False  # the caller woken then posted again within ``LINGER_S``
+        self._lingers = False  # and listens for the bell, not for the loop's own wake-up
+        self._bell: SimpleQueue[None] = SimpleQueue()
         self._stop = trio.Event()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._main, name="tauraft-engine", daemon=True)
@@ -163,6 +176,9 @@ class Engine:
     def _wake(self) -> None:
         if self.is_poisoned:
             raise errors.ForkedProcess("this object was started before a fork; make a new one in the child")
+        if self._lingers:
+            self._bell.put(None)
+            return
         assert self._token is not None
         try:
             self._token.run_sync_soon(self._drain)
@@ -204,11 +220,39 @@ class Engine:
 
     def end_turn(self) -> None:
         if self._turns == 1:
+            self._turns_since += 1
             at_end = self._at_end
             while at_end:
                 at_end.pop(0)()
             self.completions.flush()
         self._turns -= 1
+
+    def linger(self) -> None:
+        """Between turns, when all that was asked is answered: wait ``LINGER_S`` at most for who was woken to ask again.
+
+        Only where the last one did so, and nobody else has kept this thread busy since.
+        """
+        if self._turns or self._loop_clock is not None or not self.completions.have_woken():
+            return
+        is_worth_it = self._is_answered_promptly and self._turns_since <= LONE_TURNS and not self._is_woken
+        self._turns_since = 0
+        self._could_linger_ns = self.clock.monotonic_ns()
+        self._is_answered_promptly = False  # until the next post says otherwise
+        if not is_worth_it:
+            return
+        while not self._bell.empty():
+            self._bell.get_nowait()  # rung too late, the last time
+        self._lingers = True
+        with suppress(Empty):
+            self._bell.get(timeout=LINGER_S)
+        # Whoever saw this True had posted before: what wakes nobody else is in the inbox now.
+        self._lingers = False
+        if self._inbox:
+            self._drain()
+
+    def give_way(self) -> None:
+        """What follows is waited for by nobody: another process that waits for this CPU goes first."""
+        os.sched_yield()
 
     def at_end_of_turn(self, call: Callable[[], object]) -> None:
         """Run ``call`` once when the present turn ends; outside one, when the loop has run all that are ready now.
@@ -224,6 +268,7 @@ class Engine:
         # Cleared first: whoever posts from here on wakes us again.
         self._is_woken = False
         self._was_asked = True
+        self._is_answered_promptly = self.clock.monotonic_ns() - self._could_linger_ns < LINGER_S * 1e9
         inbox = self._inbox
         self.begin_turn()
         try:

@@ -200,6 +200,8 @@ class Driver:
         self.admit: Callable[[Item], Item] = lambda item: item
         self.begin_turn: Callable[[], object] = _ignore  # of the engine's
         self.end_turn: Callable[[], object] = _ignore
+        self.linger: Callable[[], object] = _ignore
+        self.give_way: Callable[[], object] = _ignore
 
     # What others ask of it.
 
@@ -330,6 +332,8 @@ class Driver:
             self.wake()
         else:
             self._sleep_until(self._next_deadline_ns())
+            if self.is_leader and self.raft.commit == self.raft.commit_pending_index():
+                self.linger()
 
     def _sleep_until(self, deadline_ns: int) -> None:
         """``run`` sleeps on until then: it is not woken only to lie down again."""
@@ -648,16 +652,18 @@ class Driver:
             self._install(ready.snapshot, ready.hard_state)
         if ready.entries:
             self._store.append(ready.entries, ready.hard_state)
-            self._see_stamp(ready.entries)
         elif ready.hard_state is not None and ready.snapshot is None:
             self._store.save_hard_state(ready.hard_state)
 
     def _written(self, ready: Ready) -> None:
-        self._send(ready.messages_after_persist)
-        self.raft.persisted(ready.number)
-        if ready.committed:
-            if ready.messages_after_persist:
+        if ready.messages_after_persist:
+            self._send(ready.messages_after_persist)
+            if ready.committed:
                 self._hand_over()  # the leader waits for these, and for nobody's state
+                self.give_way()
+        self.raft.persisted(ready.number)
+        self._see_stamp(ready.entries)
+        if ready.committed:
             self._apply(ready.committed)
         for read in ready.reads:
             asked = self._reads_asked.pop(read.context, None)

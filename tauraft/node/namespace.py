@@ -290,6 +290,7 @@ class Namespace:
         replica.invite = formation.invite
         engine = node.engine
         replica.driver.begin_turn, replica.driver.end_turn = engine.begin_turn, engine.end_turn
+        replica.driver.linger, replica.driver.give_way = engine.linger, engine.give_way
         service = CommandService(
             replica,
             node.clock.monotonic_ns,
