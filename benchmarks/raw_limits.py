@@ -45,18 +45,24 @@ def round_trip_us(kind: str, count: int = 2_000) -> float:
     return p50
 
 
+def python_us(turns: int = 1_000) -> float:
+    """Median CPU time of a fixed piece of Python: machines differ, and so do builds of the interpreter."""
+    return statistics.median(_work_us() for _ in range(turns))
+
+
 def cold_factor(pause_s: float = 0.1, turns: int = 30) -> float:
-    """How much longer the same Python takes after a pause of an idle node: caches, and what a hypervisor gave to others."""
-    table = {number: str(number) for number in range(2_000)}
-
-    def work_s() -> float:
-        began = time.thread_time()
-        json.dumps(sum(len(table[number * 37 % 2_000]) for number in range(300)))
-        return time.thread_time() - began
-
-    hot = statistics.median(work_s() for _ in range(1_000))
+    """How much longer it takes after a pause of an idle node: caches, and what a hypervisor gave to others."""
     cold = []
     for _ in range(turns):
         time.sleep(pause_s)
-        cold.append(work_s())
-    return statistics.median(cold) / hot
+        cold.append(_work_us())
+    return statistics.median(cold) / python_us()
+
+
+_NUMBERS = {number: str(number) for number in range(2_000)}
+
+
+def _work_us() -> float:
+    began = time.thread_time_ns()
+    json.dumps(sum(len(_NUMBERS[number * 37 % 2_000]) for number in range(300)))
+    return (time.thread_time_ns() - began) / 1000

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.bench_cluster import BenchCluster, bench_cluster
-from benchmarks.raw_limits import cold_factor, fdatasync_us, round_trip_us
+from benchmarks.raw_limits import cold_factor, fdatasync_us, python_us, round_trip_us
 
 IDLE_S = 60.0
 SETTLE_S = 10.0  # what forming a cluster leaves to do
@@ -60,6 +60,7 @@ class Samples:
 
 
 def measure_raw(samples: Samples) -> None:
+    samples.add("python", python_us())
     samples.add("fdatasync", fdatasync_us(400))
     for kind in ("tcp", "libp2p", "stream", "lane", "unix"):
         samples.add(kind, round_trip_us(kind, 600))
@@ -103,6 +104,7 @@ def speed_lines(samples: Samples) -> list[Line]:
 
     put, raw = samples["in-process puts 1 p50"], samples["fdatasync"] + samples["tcp"]
     lines = [
+        Line("raw: a fixed piece of Python", samples["python"], "us"),
         Line("raw: write and fdatasync of 200 bytes", samples["fdatasync"], "us"),
         *(Line(f"raw: {kind} round trip", samples[kind], "us") for kind in ("tcp", "lane", "libp2p", "stream", "unix")),
         Line("one put in-process", put, "us"),
