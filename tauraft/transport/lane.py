@@ -92,7 +92,7 @@ class LaneIdentity:
 
 
 class SendingLane:
-    """Our frames to one peer. ``add`` and ``flush`` never wait; ``run`` is its one task."""
+    """Our frames to one peer. ``add`` and ``flush`` never wait; ``run`` is its one task; ``beat`` is called in between."""
 
     def __init__(self, sock: socket.socket, key: bytes, rekey_after: int = REKEY_AFTER) -> None:
         self.queued_bytes = 0
@@ -147,12 +147,19 @@ class SendingLane:
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._push)
-                tasks.start_soon(self._ping)
                 await self._watch_for_end()
                 tasks.cancel_scope.cancel()
         finally:
             self.end("it was closed here")
         return self._end_reason or ""
+
+    def beat(self) -> None:
+        """``PING_INTERVAL_S`` have passed: say that we are there, where nothing else has."""
+        if self._end_reason is None and not self._sent_since_ping and not self._waiting:
+            self._waiting.append(packed(b"", Kind.PING))
+            self.queued_bytes += HEADER_BYTES
+            self.flush()
+        self._sent_since_ping = False
 
     def finish(self) -> None:
         """Say that this end is meant, then end."""
@@ -194,15 +201,6 @@ class SendingLane:
         except OSError as error:
             self.end(f"sending failed: {error.strerror}")
 
-    async def _ping(self) -> None:
-        while True:
-            await _next_beat()
-            if not self._sent_since_ping and not self._waiting:
-                self._waiting.append(packed(b"", Kind.PING))
-                self.queued_bytes += HEADER_BYTES
-                self.flush()
-            self._sent_since_ping = False
-
     async def _watch_for_end(self) -> None:
         """Nothing comes this way but the end."""
         while self._end_reason is None:
@@ -218,7 +216,7 @@ class SendingLane:
 
 
 class ReceivingLane:
-    """One peer's frames to us. ``run`` is its one task; ``on_frames`` is called in it."""
+    """One peer's frames to us. ``run`` is its one task; ``on_frames`` is called in it; ``beat`` in between."""
 
     def __init__(
         self, sock: socket.socket, peer_id: str, number: LaneNumber, key: bytes, rekey_after: int = REKEY_AFTER
@@ -228,7 +226,7 @@ class ReceivingLane:
         self._sock = sock
         self._opener = RecordOpener(key, rekey_after)
         self._splitter = FrameSplitter()
-        self._was_heard = True
+        self._silent_beats: int | None = None  # None: nobody reads it yet
         self._end_reason: str | None = None
 
     @property
@@ -237,14 +235,23 @@ class ReceivingLane:
 
     async def run(self, on_frames: Callable[[list[bytes]], object]) -> str:
         """Until the lane ends; returns why."""
+        self._silent_beats = 0
         try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._watch_for_silence)
-                await self._read(on_frames)
-                tasks.cancel_scope.cancel()
+            await self._read(on_frames)
         finally:
             self.end("it was closed here")
         return self._end_reason or ""
+
+    def beat(self) -> None:
+        """``PING_INTERVAL_S`` have passed: a peer that was not heard for ``SILENCE_S`` is gone.
+
+        Counted in beats of ours, so that a stall of our own process is not taken for the peer's silence.
+        """
+        if self._silent_beats is None:
+            return
+        if self._silent_beats >= SILENCE_S / PING_INTERVAL_S:
+            self.end(f"the peer was not heard for {SILENCE_S:g} s")
+        self._silent_beats += 1
 
     def end(self, reason: str) -> None:
         if self._end_reason is None:
@@ -270,24 +277,13 @@ class ReceivingLane:
             except (BrokenRecord, MalformedStream) as error:
                 self.end(str(error))
                 return
-            self._was_heard = True
+            self._silent_beats = 0
             if frames:
                 on_frames(frames)
             if splitter.control:
                 if any(kind == Kind.END for kind, _ in splitter.control):
                     self.end("the peer closed it")
                 splitter.control.clear()
-
-    async def _watch_for_silence(self) -> None:
-        # Counted in wake-ups of ours, so that a stall of our own process is not taken for the peer's silence.
-        silent = 0
-        while True:
-            await _next_beat()
-            silent = 0 if self._was_heard else silent + 1
-            self._was_heard = False
-            if silent >= SILENCE_S / PING_INTERVAL_S:
-                self.end(f"the peer was not heard for {SILENCE_S:g} s")
-                return
 
 
 class LaneListener:
@@ -512,11 +508,6 @@ async def _connect(sock: socket.socket, address: tuple[str, int]) -> None:
         problem = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if problem:
         raise LaneRefused(f"nobody listens at {address[0]}:{address[1]} ({os.strerror(problem)})")
-
-
-async def _next_beat() -> None:
-    """Of a clock that all lanes go by: an idle process wakes once for all of them."""
-    await anyio.sleep_until((anyio.current_time() // PING_INTERVAL_S + 1) * PING_INTERVAL_S)
 
 
 async def _until_ready(wait: Callable[[int], Awaitable[None]], sock: socket.socket) -> bool:

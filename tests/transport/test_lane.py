@@ -9,10 +9,12 @@ from typing import Any
 import anyio
 import pytest
 import trio
+import trio.testing
 
 from tauraft.testing.transport_suite import NAMESPACE, Pair, start_pair, wait_until
 from tauraft.transport import lane as lanes
 from tauraft.transport.lane import LaneNumber, LaneRefused, ReceivingLane, SendingLane, dial_lane
+from tauraft.transport.transport import PING_INTERVAL_S, SILENCE_S
 from tests.transport.harnesses import Libp2pHarness
 
 KEY = bytes(range(32))
@@ -221,6 +223,83 @@ def test_a_peer_that_does_not_read_fills_the_queue_and_ends_the_lane() -> None:
             reason = await sending.run()
         assert "took nothing" in reason
         receiving.end("done")
+
+    trio.run(story)
+
+
+BEATS_OF_SILENCE = int(SILENCE_S / PING_INTERVAL_S)
+
+
+async def beat(lane: SendingLane | ReceivingLane, times: int) -> None:
+    for _ in range(times):
+        lane.beat()
+        await trio.testing.wait_all_tasks_blocked()
+
+
+def test_a_lane_whose_peer_is_silent_ends_and_pings_keep_it() -> None:
+    async def story() -> None:
+        sending, receiving = linked()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receiving.run, lambda frames: None)
+            for _ in range(3 * BEATS_OF_SILENCE):
+                await beat(sending, 1)
+                await beat(receiving, 1)
+            await beat(receiving, BEATS_OF_SILENCE - 1)
+            assert not receiving.has_ended, "a ping came within that time"
+            await beat(receiving, 1)
+            assert receiving.has_ended
+        sending.end("done")
+
+    trio.run(story)
+
+
+def test_a_ping_is_sent_only_where_nothing_else_was() -> None:
+    async def story() -> None:
+        left, right = socket.socketpair()
+        left.setblocking(False)
+        right.setblocking(False)
+        sending = SendingLane(left, KEY)
+        sending.add(b"frame")
+        sending.flush()
+        assert right.recv(1_000)
+        sending.beat()
+        with pytest.raises(BlockingIOError):
+            right.recv(1_000)
+        sending.beat()
+        assert right.recv(1_000)
+        sending.end("done")
+        sending.beat()
+        right.close()
+
+    trio.run(story)
+
+
+def test_a_lane_that_waits_for_the_change_over_is_not_given_up_as_silent() -> None:
+    async def story() -> None:
+        sending, receiving = linked()
+        await beat(receiving, 2 * BEATS_OF_SILENCE)
+        assert not receiving.has_ended
+        sending.end("done")
+        receiving.end("done")
+
+    trio.run(story)
+
+
+def test_all_lanes_of_a_transport_beat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tauraft.transport.libp2p.transport.PING_INTERVAL_S", 0.02)
+
+    async def story() -> None:
+        async with AsyncExitStack() as stack:
+            pair = await pair_with_lanes(stack)
+            lanes_in = [
+                pair.channel_a._incoming[pair.b.peer_id]._lane,  # type: ignore[attr-defined]
+                pair.channel_b._incoming[pair.a.peer_id]._lane,  # type: ignore[attr-defined]
+            ]
+            await trio.sleep(0.02 * 4 * BEATS_OF_SILENCE)
+            assert not any(lane.has_ended for lane in lanes_in), "pings keep them"
+            with monkeypatch.context() as patch:
+                patch.setattr(SendingLane, "beat", lambda lane: None)
+                await wait_until(lambda: all(lane.has_ended for lane in lanes_in), "both notice the silence")
 
     trio.run(story)
 

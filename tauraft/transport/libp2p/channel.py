@@ -174,6 +174,12 @@ class Libp2pChannel:
     def is_member(self, peer_id: str) -> bool:
         return peer_id in self._members
 
+    def beat(self) -> None:
+        for link in self._links.values():
+            link.beat()
+        for incoming in self._incoming.values():
+            incoming.beat()
+
     def flush_later(self, way: SendingLane | PackedStream) -> None:
         if way.awaits_flush:
             return
@@ -294,6 +300,10 @@ class OutgoingLink:
         self._lane_retry.set()
         if not self.is_wanted:
             self.end_lane("the peer is no member any more")
+
+    def beat(self) -> None:
+        if self._lane is not None:
+            self._lane.beat()
 
     def end_lane(self, reason: str) -> None:
         if self._lane is not None:
@@ -500,6 +510,10 @@ class IncomingPeer:
         self.end_lane("the channel was closed")
         if self._stream is not None:
             self._stream.end("the channel was closed")
+
+    def beat(self) -> None:
+        if self._lane is not None:
+            self._lane.beat()
 
     def end_lane(self, reason: str) -> None:
         if self._lane is not None:

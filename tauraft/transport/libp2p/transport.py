@@ -29,6 +29,7 @@ from tauraft.transport.libp2p.streams import PackedStream, Purpose, Status, answ
 from tauraft.transport.secure_frames import KeyRing, StreamContext
 from tauraft.transport.transport import (
     CONNECT_TIMEOUT_S,
+    PING_INTERVAL_S,
     Admission,
     FrameSink,
     PeerUnreachable,
@@ -317,6 +318,14 @@ class Libp2pTransport:
             accepted=self._accept_lane,
         )
         self.start_task(self._lane_listener.run)
+        self.start_task(self._beat)
+
+    async def _beat(self) -> None:
+        """Of all lanes, at whole multiples of it: an idle process wakes once for them, and for others that do the same."""
+        while True:
+            await trio.sleep_until((trio.current_time() // PING_INTERVAL_S + 1) * PING_INTERVAL_S)
+            for channel in self._channels.values():
+                channel.beat()
 
     def _lane_context(self, namespace: str) -> bytes | None:
         channel = self._channels.get(namespace)
