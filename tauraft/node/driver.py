@@ -11,7 +11,7 @@ leave only after it; entries are applied only when committed and on this disk (S
 
 In:  frames from the channel, items from ``propose``, ``read_index``, the clock.
 Out: frames, outcomes to listeners, ``RoleChange`` to those who asked.
-Not here: what entries mean (``apply.py``), who is a member (``formation``, ``upkeep.py``), moving snapshots (``snapshots.py``).
+Not here: when to tick (``pacer.py``), what entries mean (``apply.py``), who is a member (``formation``, ``upkeep.py``), moving snapshots (``snapshots.py``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from heapq import heappop, heappush
 from random import Random
 from typing import Any, Final
@@ -53,7 +53,9 @@ from tauraft.node.batch import BatchError, encode_batch, pack_item, unpack_items
 from tauraft.node.clock import SECOND_NS, Clock, ClusterClock
 from tauraft.node.divergence import Jury, Verdict
 from tauraft.node.heartbeats import Finding, LeaderSays, MemberSays, Rounds, Watch
+from tauraft.node.pacer import Pacer, Timing
 from tauraft.node.proposals import ProposalQueue
+from tauraft.node.reads import ReadQuestions
 from tauraft.node.replica import Item, Outcome, SessionEvent, Suspension
 from tauraft.node.snapshots import SnapshotMover
 from tauraft.storage.log_store import Compacted as StoreCompacted, LogStore, StorageFull
@@ -67,22 +69,9 @@ MAX_FOLDED_ROWS = 2_000  # into the digest at a tick: some milliseconds
 TELL_COMMIT_NS = 5_000_000  # how long a follower with nobody waiting may be behind on what is committed
 NEVER_NS = 1 << 63
 QUIET_NS = 2 * SECOND_NS  # after which a leader beats at its idle pace
-IDLE_PACE = 2
 LONG_TURN_NS = 10_000_000  # after which the rest is left for the next
 LONGER_NS = 10_000_000  # by which a deadline must have moved away before sleeping on is worth the trouble
 HURRY_NS = SECOND_NS  # for so long after a forward its sender is told at once
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Raft's pace. An election time-out is drawn from [election, 2 x election)."""
-
-    heartbeat_s: float = 0.1
-    election_s: float = 1.0
-
-    @property
-    def election_ticks(self) -> int:
-        return max(2, round(self.election_s / self.heartbeat_s))
 
 
 class StoredLog:
@@ -148,23 +137,19 @@ class Driver:
         self._inbox: list[tuple[str, Sequence[bytes]]] = []
         self._held: list[Message] = []  # ready to step once their snapshot is here
         self._wake = anyio.Event()
-        self._is_running = self._is_turning = self._is_alone = False
+        self._is_running = self._is_turning = False
         self._is_behind = False  # the last turn left something for the next
         self._failure: Exception | None = None
-        self._next_tick_ns = self._last_tick_ns = self._sleeps_until_ns = clock.monotonic_ns()
+        self._sleeps_until_ns = self._news_ns = clock.monotonic_ns()
+        self._pacer = Pacer(timing, self._news_ns)
         self._sleep: anyio.CancelScope | None = None  # of ``run``, until ``_sleeps_until_ns``
         self._sleeps_briefly = False
-        self._has_heard_leader = self._has_ticked = False  # in this turn
-        self._heard_ns = self._news_ns = self._last_tick_ns
-        self._pace = 1  # the ticks that the time until the next one stands for
         snapshots.send = lambda peer_id, frame, bulk: channel.send(peer_id, frame, bulk=bulk)
         snapshots.on_failed = self._snapshot_failed
         snapshots.offered_id = lambda: log.snapshot.id
         channel.set_context(cluster_id)
         self._decoded: dict[int, tuple[int, list[FSMMessage[Any] | None]]] = {}
-        self._reads_waiting: list[Callable[[int | None], object]] = []
-        self._reads_asked: dict[int, tuple[int, list[Callable[[int | None], object]]]] = {}
-        self._read_context = random.getrandbits(40) << 20
+        self._reads = ReadQuestions(random.getrandbits(40) << 20)
         self._when_applied: list[tuple[int, int, Callable[[], object]]] = []
         self._order = 0
         self._forwarded_ns: dict[str, int] = {}  # who forwards commands, and when it did last
@@ -254,7 +239,7 @@ class Driver:
         if self.raft.leader is None or self.suspension is not None:
             done(None)
             return
-        self._reads_waiting.append(done)
+        self._reads.add(done)
         self._turn_now()
 
     def when_applied(self, index: int, done: Callable[[], object]) -> None:
@@ -277,11 +262,7 @@ class Driver:
 
     def set_members(self, members: Mapping[str, Sequence[str]]) -> None:
         self._channel.set_members(members)
-        if self._is_alone and members:
-            # It ticked slowly. Not at once either: ticks are time, to whoever waits for some of them to pass.
-            heartbeat_ns = int(self.timing.heartbeat_s * SECOND_NS)
-            self._next_tick_ns = min(self._next_tick_ns, self._clock.monotonic_ns() + heartbeat_ns)
-        self._is_alone = not members
+        self._pacer.set_alone(not members, self._clock.monotonic_ns())
 
     def wake(self) -> None:
         self._wake.set()
@@ -472,28 +453,9 @@ class Driver:
         if self._tell_commit_at_ns is not None and now >= self._tell_commit_at_ns:
             self._tell_commit_at_ns, self._has_news = None, False
             self.raft.tell_commit()
-        period = int(self._tick_s() * SECOND_NS)
-        has_heard_leader, self._has_heard_leader = self._has_heard_leader, False
-        self._has_ticked = False
-        ticks = 1
-        if now >= self._next_tick_ns:
-            # After a stall only what was slept on purpose is owed: a process that was stopped must first hear, then judge.
-            ticks, self._pace = self._pace, self._own_pace(now)
-            self._next_tick_ns += self._pace * period
-            if self._next_tick_ns < now + period // 2:
-                self._next_tick_ns, self._pace = now + period // 2, 1
-        elif has_heard_leader:
-            # A follower ticks when its leader does, and is not woken twice. It waits for it half as long again as the last time.
-            # One that ticked just before waits for the next: else it would tick by itself, just before, for ever.
-            interval = min(max(now - self._heard_ns, period), IDLE_PACE * period)
-            self._heard_ns = now
-            self._next_tick_ns, self._pace = now + interval * 3 // 2, interval * 3 // (2 * period)
-            if now - self._last_tick_ns < period * 9 // 10:
-                return
-        else:
+        ticks = self._pacer.ticks_due(now, self._may_idle)
+        if not ticks:
             return
-        self._last_tick_ns = now
-        self._has_ticked = True
         if self.is_leader:
             self.raft.set_heartbeat_payload(self._heartbeat_payload(now))
         self.raft.tick(ticks)
@@ -517,24 +479,17 @@ class Driver:
             command = SetWall(wall_ns)
             self._queue.add_first(Item(0, 0, 0, 0, self.machine.registry.encode(command), command))
 
-    def _own_pace(self, now: int) -> int:
-        """For how many ticks to sleep: a leader to whom nothing happens needs no more heartbeats than keep its followers."""
+    def _may_idle(self) -> bool:
+        """A leader to whom nothing happens needs no more heartbeats than keep its followers."""
+        is_quiet = self._clock.monotonic_ns() - self._news_ns > QUIET_NS and self.may_admit()
         membership = self.raft.membership
-        is_quiet = (
-            now - self._news_ns > QUIET_NS and self.may_admit() and not membership.learners and not membership.is_joint
-        )
-        return IDLE_PACE if self.is_leader and not self._is_alone and is_quiet else 1
-
-    def _tick_s(self) -> float:
-        # A leader without peers has nobody to hear from: thousands of such replicas must be able to idle beside each other.
-        # Half an election time-out, since the cluster's clock stands still a whole one after a tick (SAFETY 18).
-        return self.timing.election_s / 2 if self._is_alone else self.timing.heartbeat_s
+        return self.is_leader and is_quiet and not membership.learners and not membership.is_joint
 
     def _next_deadline_ns(self) -> int:
         now = self._clock.monotonic_ns()
         if self._unwritten is not None:
             return self._retry_at_ns
-        deadline = self._next_tick_ns
+        deadline = self._pacer.next_tick_ns
         if self._tell_commit_at_ns is not None:
             deadline = min(deadline, self._tell_commit_at_ns)
         if self.is_leader and not self._timers_wait:
@@ -595,9 +550,9 @@ class Driver:
 
     def _may_wait(self) -> bool:
         """Keepalives go with the next heartbeat, if that is soon: an idle follower is woken once for both, and answers once."""
-        if self._has_ticked or self._is_alone:
+        if self._pacer.has_ticked or self._pacer.is_alone:
             return not len(self._queue)
-        return self._queue.may_wait(self._next_tick_ns - self._clock.monotonic_ns())
+        return self._queue.may_wait(self._pacer.next_tick_ns - self._clock.monotonic_ns())
 
     def _tick_is_wanted(self) -> bool:
         """One tick under way is enough: the same timers must not be proposed again before it is applied."""
@@ -613,23 +568,14 @@ class Driver:
     # Reads.
 
     def _ask_reads(self) -> None:
-        if self._reads_waiting and self.raft.leader is not None:
-            self._read_context += 1
-            waiting, self._reads_waiting = self._reads_waiting, []
-            self._reads_asked[self._read_context] = (self._clock.monotonic_ns(), waiting)
-            self.raft.read_index(self._read_context)
+        if self._reads.has_waiting and self.raft.leader is not None:
+            self.raft.read_index(self._reads.ask(self._clock.monotonic_ns()))
 
     def _retry_reads(self, now: int) -> None:
         """A read whose question was lost is asked again; without a leader it is told so."""
-        patience = int(self.timing.election_s * SECOND_NS)
-        for context, (asked_ns, waiting) in list(self._reads_asked.items()):
-            if now - asked_ns > patience:
-                del self._reads_asked[context]
-                self._reads_waiting.extend(waiting)
-        if self.raft.leader is None and self._reads_waiting:
-            waiting, self._reads_waiting = self._reads_waiting, []
-            for done in waiting:
-                done(None)
+        self._reads.ask_again(now - int(self.timing.election_s * SECOND_NS))
+        if self.raft.leader is None:
+            self._reads.give_up_waiting()
 
     # Duties.
 
@@ -666,10 +612,8 @@ class Driver:
         if ready.committed:
             self._apply(ready.committed)
         for read in ready.reads:
-            asked = self._reads_asked.pop(read.context, None)
-            if asked is not None:
-                for done in asked[1]:
-                    self.when_applied(read.index, _bind(done, read.index))
+            for done in self._reads.answered(read.context):
+                self.when_applied(read.index, partial(done, read.index))
 
     # A full disk (SAFETY 32). To Raft it is a slow one: what waits to be written holds back all that would follow from it.
 
@@ -682,12 +626,7 @@ class Driver:
             # The others elect one that can write.
             self.raft.become_follower(self.raft.term, None)
             self._change_role(RoleChange(Role.FOLLOWER, self.raft.term, None))
-        waiting, self._reads_waiting = self._reads_waiting, []
-        for _, asked in self._reads_asked.values():
-            waiting += asked
-        self._reads_asked.clear()
-        for done in waiting:
-            done(None)
+        self._reads.give_up()
 
     def _try_again(self, ready: Ready) -> bool:
         # Raft stands still meanwhile: what is said to it now is said again later.
@@ -718,9 +657,7 @@ class Driver:
                 self._snapshots.offered(message.to)
 
     def _change_role(self, change: RoleChange) -> None:
-        next_tick_ns = self._clock.monotonic_ns() + int(self._tick_s() * SECOND_NS)
-        if next_tick_ns < self._next_tick_ns:
-            self._next_tick_ns, self._pace = next_tick_ns, 1
+        self._pacer.role_changed(self._clock.monotonic_ns())
         if self.raft.is_leader:
             self._rounds, self._watch, self._jury = Rounds(), Watch(), Jury(self.me)
             self._no_timer_before_ns = 0
@@ -820,7 +757,7 @@ class Driver:
     def _hear_heartbeat(self, message: Heartbeat) -> None:
         if not message.payload or message.term < self.raft.term:
             return
-        self._has_heard_leader = True
+        self._pacer.heard_leader()
         says = heartbeats.decode(LeaderSays, message.payload)
         self._cluster_clock.saw(says.now_ns)
         self._take_verdict(Verdict(says.verdict, says.digest) if says.verdict else None)
@@ -948,7 +885,3 @@ def is_upkeep(item: Item) -> bool:
 
 def _ignore(*_: object) -> None:
     return None
-
-
-def _bind(done: Callable[[int | None], object], index: int) -> Callable[[], object]:
-    return lambda: done(index)

@@ -43,10 +43,10 @@ from tauraft.formation.genesis import (
 )
 from tauraft.hookspecs import LogStoreConfig
 from tauraft.node.apply import Machine
-from tauraft.node.driver import Timing
 from tauraft.node.forwarding import forward_call
 from tauraft.node.local_replica import LocalReplica, Whereabouts
 from tauraft.node.opening import MemberRecord, Parts, load_member, open_replica, save_halted, save_member
+from tauraft.node.pacer import Timing
 from tauraft.node.replica import LeaderInfo
 from tauraft.node.snapshots import SnapshotMover
 from tauraft.storage.data_dir import NamespacePaths

@@ -23,8 +23,9 @@ from tauraft.core.raft import Raft, RaftConfig
 from tauraft.errors import DataDirectoryError
 from tauraft.node.apply import Machine
 from tauraft.node.clock import Clock, ClusterClock
-from tauraft.node.driver import Driver, StoredLog, Timing, halted
+from tauraft.node.driver import Driver, StoredLog, halted
 from tauraft.node.local_replica import LocalReplica, Whereabouts
+from tauraft.node.pacer import Timing
 from tauraft.node.snapshots import SnapshotMover
 from tauraft.node.sql import DEFAULT_HISTORY_BYTES, MAX_MEMORY_BYTES, Projection
 from tauraft.plugin_manager import Registry

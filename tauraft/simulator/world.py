@@ -28,9 +28,9 @@ from tauraft.command_service import CommandService
 from tauraft.core.messages import Member
 from tauraft.errors import TauraftError
 from tauraft.fsm import Command, Message, Query
-from tauraft.node.driver import Timing
 from tauraft.node.local_replica import LocalReplica, Whereabouts
 from tauraft.node.opening import MemberRecord, Parts, load_member, open_replica, save_halted, save_member
+from tauraft.node.pacer import Timing
 from tauraft.node.snapshots import PlainRows, SnapshotMover
 from tauraft.payloads import decode_answer, encode_message
 from tauraft.plugin_manager import Registry, load_plugins

@@ -13,9 +13,9 @@ from typing import Any
 import trio
 
 from tauraft.core.messages import Member
-from tauraft.node.driver import Timing
 from tauraft.node.local_replica import LocalReplica, Whereabouts
 from tauraft.node.opening import MemberRecord, Parts, open_replica, save_halted
+from tauraft.node.pacer import Timing
 from tauraft.node.snapshots import PlainRows, SnapshotMover
 from tauraft.plugin_manager import load_plugins
 from tauraft.storage.file_system import MemoryFileSystem
