@@ -40,6 +40,7 @@ from weakref import WeakSet
 import trio
 
 from tauraft import errors
+from tauraft.beat import next_beat
 from tauraft.bridge import Call, Completions, Mailbox, Reply
 
 logger = logging.getLogger("tauraft.engine")
@@ -323,11 +324,10 @@ class Engine:
 
     async def _measure_lag(self) -> None:
         while True:
-            # At the same moments as others that beat; seldom while nobody asks for anything.
+            # Seldom while nobody asks for anything.
             interval = LAG_PROBE_S if self._was_asked else IDLE_LAG_PROBE_S
             self._was_asked = False
-            expected = (trio.current_time() // interval + 1) * interval
-            await trio.sleep_until(expected)
+            expected = await next_beat(interval)
             late = trio.current_time() - expected
             # Remembers a stall for some seconds, so that one who asks now and then sees it.
             self.lag_s = late if late > self.lag_s else self.lag_s * LAG_KEPT_PER_S**interval

@@ -481,9 +481,10 @@ class Driver:
 
     def _may_idle(self) -> bool:
         """A leader to whom nothing happens needs no more heartbeats than keep its followers."""
-        is_quiet = self._clock.monotonic_ns() - self._news_ns > QUIET_NS and self.may_admit()
+        if not self.is_leader or self._clock.monotonic_ns() - self._news_ns <= QUIET_NS:
+            return False
         membership = self.raft.membership
-        return self.is_leader and is_quiet and not membership.learners and not membership.is_joint
+        return self.may_admit() and not membership.learners and not membership.is_joint
 
     def _next_deadline_ns(self) -> int:
         now = self._clock.monotonic_ns()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
+from queue import SimpleQueue
 
 import pytest
-import trio
 
 from tauraft.bridge import Waiter
-from tauraft.engine import COLLECT_AFTER, LONE_TURNS, SWITCH_INTERVAL_S, Engine
+from tauraft.engine import COLLECT_AFTER, LONE_TURNS, SWITCH_INTERVAL_S, Engine, SystemClock
 
 
 @pytest.fixture(autouse=True)
@@ -59,111 +59,109 @@ def test_what_the_application_sets_while_it_runs_stays_set() -> None:
     assert gc.get_threshold() == (1_234, 10, 10)
 
 
+class SetClock(SystemClock):
+    """No time passes between an answer and the next question, unless somebody lets it."""
+
+    def __init__(self) -> None:
+        self.now_ns = 1_000_000_000_000
+
+    def monotonic_ns(self) -> int:
+        return self.now_ns
+
+
 class Caller:
     """One whom the engine answers at once, as a driver does: in a task, between turns; and then it lingers for the next."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.done: list[str] = []
-        self.lingered_s = -1.0
+    def __init__(self) -> None:
+        self.clock = SetClock()
+        self.engine = Engine(self.clock)
+        self.engine.start()
+        self._done: SimpleQueue[tuple[str, float]] = SimpleQueue()
 
-    def asks(self, name: str) -> None:
-        """Returns when answered."""
-        assert self.waits_for(name, 0).wait_blocking(10)
-
-    def waits_for(self, name: str, after_s: float) -> Waiter:
-        """Something that happens later, and is nobody's answer."""
+    def asks(self, name: str, *events: str) -> None:
+        """Returns when answered. ``events`` wake somebody afterwards, and are nobody's answer."""
         waiter = Waiter(None)
-        task = partial(self._answer_and_linger, name, waiter, after_s)
+        task = partial(self._answer_and_linger, {name: waiter, **{event: Waiter(None) for event in events}})
         self.engine.post(lambda _: self.engine.spawn(task, lambda *_: None), None)
-        return waiter
+        assert waiter.wait_blocking(10)
 
-    async def _answer_and_linger(self, name: str, waiter: Waiter, after_s: float) -> None:
-        if after_s:
-            await trio.sleep(after_s)
-        self.engine.begin_turn()
-        self.engine.completions.complete(waiter)
-        self.engine.end_turn()
-        began = time.monotonic()
-        self.engine.linger()
-        self.lingered_s = time.monotonic() - began
-        self.done.append(name)
+    async def _answer_and_linger(self, waiters: dict[str, Waiter]) -> None:
+        for name, waiter in waiters.items():
+            self.engine.begin_turn()
+            self.engine.completions.complete(waiter)
+            self.engine.end_turn()
+            began = time.monotonic()
+            self.engine.linger()
+            self._done.put((name, time.monotonic() - began))
 
     def notes(self, name: str) -> None:
-        self.engine.post(lambda _: self.done.append(name), None)
+        self.engine.post(lambda _: self._done.put((name, 0)), None)
 
-    def has_done(self, name: str) -> bool:
-        return name in self.done[-3:]
+    def next_done(self) -> tuple[str, float]:
+        """What the engine was through with next, and for how many seconds it had lingered then."""
+        return self._done.get(timeout=10)
+
+    def next_is(self, name: str) -> float:
+        found, lingered_s = self.next_done()
+        assert found == name
+        return lingered_s
 
 
 @pytest.fixture
 def caller() -> Iterator[Caller]:
-    engine = started()
-    yield Caller(engine)
-    engine.stop()
-
-
-def wait_for(is_so: Callable[[], bool]) -> None:
-    until = time.monotonic() + 10
-    while not is_so():
-        assert time.monotonic() < until
-        time.sleep(0.001)
+    caller = Caller()
+    yield caller
+    caller.engine.stop()
 
 
 def test_who_asks_again_at_once_is_waited_for(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tauraft.engine.LINGER_S", 5.0)
     caller.asks("first")
-    wait_for(lambda: caller.has_done("first"))
-    assert caller.lingered_s < 1  # nobody knows yet how prompt this caller is
+    assert caller.next_is("first") < 1  # nobody knows yet how prompt this caller is
     caller.asks("second")
     caller.notes("third")
-    wait_for(lambda: len(caller.done) == 3)
-    assert caller.done == ["first", "third", "second"]  # taken where the second was answered
-    assert caller.lingered_s < 4
+    caller.next_is("third")  # taken where the second was answered
+    assert caller.next_is("second") < 4
 
 
 def test_who_does_not_ask_again_is_waited_for_once(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tauraft.engine.LINGER_S", 0.5)
-    event = caller.waits_for("an event", 1.0)
     caller.asks("first")
-    caller.asks("second")
-    wait_for(lambda: caller.has_done("second"))
-    assert caller.lingered_s >= 0.5
-    assert event.wait_blocking(10)
-    wait_for(lambda: caller.has_done("an event"))
-    assert caller.lingered_s < 0.4
-    time.sleep(0.6)
+    caller.next_is("first")
+    caller.asks("second", "an event")
+    assert caller.next_is("second") >= 0.5
+    assert caller.next_is("an event") < 0.4
+    caller.clock.now_ns += 600_000_000
     caller.asks("third")
-    wait_for(lambda: caller.has_done("third"))
-    assert caller.lingered_s < 0.4
+    assert caller.next_is("third") < 0.4
 
 
 def test_with_others_to_serve_it_does_not_linger(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tauraft.engine.LINGER_S", 5.0)
     caller.asks("first")
+    caller.next_is("first")
     for number in range(LONE_TURNS + 1):
         caller.notes(str(number))
-        wait_for(partial(caller.has_done, str(number)))
+        caller.next_is(str(number))
     caller.asks("last")
-    wait_for(lambda: caller.has_done("last"))
-    assert caller.lingered_s < 4
+    assert caller.next_is("last") < 4
 
 
 def test_it_stops_while_it_lingers(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tauraft.engine.LINGER_S", 60.0)
     caller.asks("first")
-    wait_for(lambda: caller.has_done("first"))
+    caller.next_is("first")
     caller.asks("second")
     began = time.monotonic()
     caller.engine.stop()
     assert time.monotonic() - began < 4
-    assert caller.done == ["first", "second"]
+    caller.next_is("second")
 
 
 def test_nothing_posted_is_lost_however_it_meets_the_end_of_a_linger(caller: Caller) -> None:
     """Each must be run though nothing else wakes the engine for it."""
     for number in range(1_000):
-        caller.asks(f"ask {number}")
+        caller.asks("ask")
         time.sleep(number % 20 * 0.000_02)
-        caller.notes(f"note {number}")
-        wait_for(partial(caller.has_done, f"note {number}"))
+        caller.notes("note")
+        assert {caller.next_done()[0], caller.next_done()[0]} == {"ask", "note"}

@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import trio
 
+from tauraft.beat import next_beat
 from tauraft.errors import WrongKey
 from tauraft.transport.lane import LaneIdentity, LaneListener, LaneNumber, ReceivingLane, SendingLane, dial_lane
 from tauraft.transport.libp2p.address_book import AddressBook, Backoff
@@ -321,9 +322,9 @@ class Libp2pTransport:
         self.start_task(self._beat)
 
     async def _beat(self) -> None:
-        """Of all lanes, at whole multiples of it: an idle process wakes once for them, and for others that do the same."""
+        """Of all lanes: one task for them."""
         while True:
-            await trio.sleep_until((trio.current_time() // PING_INTERVAL_S + 1) * PING_INTERVAL_S)
+            await next_beat(PING_INTERVAL_S)
             for channel in self._channels.values():
                 channel.beat()
 
